@@ -1,0 +1,82 @@
+"""Who acts: the network from observations to a distribution over actions, and a value."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rl.distributions import Categorical, DiagonalGaussian, Distribution
+from rl.envs.spaces import DiscreteActions, Spaces
+from rl.errors import require
+
+
+@dataclass(frozen=True)
+class Network:
+    """The agent's network."""
+
+    hidden_size: int = 64
+    """Width of the hidden layers."""
+    hidden_layers: int = 2
+    """Number of hidden layers."""
+    activation_function: Literal["relu", "tanh"] = "tanh"
+    """What follows each hidden layer."""
+    shared_encoder: bool = True
+    """Actor and critic read the same hidden layers, instead of having their own."""
+    ortho_init: bool = True
+    """Orthogonal initial weights, instead of torch's own."""
+
+    def check(self) -> None:
+        """Raises `UserError` for a value that cannot work."""
+        require(self.hidden_size >= 1, "--hidden-size", self.hidden_size, "must be at least 1")
+        require(self.hidden_layers >= 1, "--hidden-layers", self.hidden_layers, "must be at least 1")
+
+
+class Agent(nn.Module):
+    """Actor and critic, on one encoder or on two."""
+
+    def __init__(self, spaces: Spaces, network: Network) -> None:
+        """Initial weights come from torch's global generator."""
+        super().__init__()
+        self.spaces = spaces
+        actions = spaces.actions
+        self.encoder = _encoder(spaces.obs_size, network)
+        self.critic_encoder = None if network.shared_encoder else _encoder(spaces.obs_size, network)
+        self.actor = nn.Linear(
+            network.hidden_size, actions.num_actions if isinstance(actions, DiscreteActions) else len(actions.low)
+        )
+        self.critic = nn.Linear(network.hidden_size, 1)
+        self.log_std = None if isinstance(actions, DiscreteActions) else nn.Parameter(torch.zeros(len(actions.low)))
+        if network.ortho_init:
+            self._init_orthogonally()
+
+    def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
+        """The distribution over actions and the value [...] at observations [..., D], both in float32.
+
+        They are float32 whatever precision the network runs in, so that nothing behind it needs to know.
+        """
+        obs = obs.to(self.critic.weight.dtype)
+        encoded = self.encoder(obs)
+        value = self.critic(encoded if self.critic_encoder is None else self.critic_encoder(obs))
+        output = self.actor(encoded).float()
+        distribution = (
+            Categorical.from_logits(output)
+            if self.log_std is None
+            else DiagonalGaussian(output, self.log_std.float().expand_as(output))
+        )
+        return distribution, value.squeeze(-1).float()
+
+    def _init_orthogonally(self) -> None:
+        """Orthogonal weights and zero biases ("The 37 implementation details of PPO", detail 2)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                gain = 0.01 if module is self.actor else 1.0 if module is self.critic else 2**0.5
+                nn.init.orthogonal_(module.weight, gain)
+                nn.init.zeros_(module.bias)
+
+
+def _encoder(obs_size: int, network: Network) -> nn.Sequential:
+    activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[network.activation_function]
+    sizes = [obs_size] + network.hidden_layers * [network.hidden_size]
+    layers = [layer for i, o in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(i, o), activation())]
+    return nn.Sequential(*layers)

@@ -1,0 +1,74 @@
+"""How a run spreads over ranks: every collective of the programs, all of them on tensors."""
+
+import os
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Fields = TypeVar("Fields", bound=NamedTuple)
+
+
+def rank() -> int:
+    """This process's rank, known from the launcher's environment before any process group exists."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of ranks of the run, known from the launcher's environment before any process group exists."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_world_size() -> int:
+    """Number of ranks of the run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def choose_threads() -> None:
+    """Gives every rank its share of this machine's cores, or fewer where OMP_NUM_THREADS says so.
+
+    More threads than cores is ruinous: a run with all cores for each of its ranks can be five times slower.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // local_world_size())))
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The elementwise sum of every rank's tensor, on every rank."""
+    if world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The elementwise mean of every rank's tensor, on every rank."""
+    return sum_over_ranks(values) / world_size()
+
+
+def pack(rows: NamedTuple) -> Tensor:
+    """The bytes [B, F] (uint8) of rows, a NamedTuple of tensors [B, ...]: one tensor to send, exact for every dtype."""
+    return torch.cat([field.reshape(len(field), -1).contiguous().view(torch.uint8) for field in rows], dim=1)
+
+
+def unpack(packed: Tensor, like: Fields) -> Fields:
+    """The rows whose bytes `packed` [B, F] holds; `like` tells their fields' shapes and dtypes (not how many)."""
+    sizes = [field[0].numel() * field.element_size() for field in like]
+    columns = packed.split(sizes, dim=1)
+    return type(like)(
+        *(
+            column.contiguous().view(field.dtype).reshape(len(packed), *field.shape[1:])
+            for column, field in zip(columns, like, strict=True)
+        )
+    )
+
+
+def share(rows: Fields) -> Fields:
+    """Everybody's rows [W·B, ...], in the order of the ranks, from every rank's own [B, ...]; one all-gather."""
+    if world_size() == 1:
+        return rows
+    packed = pack(rows)
+    gathered = packed.new_empty(world_size() * len(packed), packed.shape[1])
+    dist.all_gather_into_tensor(gathered, packed)
+    return unpack(gathered, rows)

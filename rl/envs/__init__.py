@@ -1,0 +1,1 @@
+"""What is acted on: environments, and the door between them and tensors."""

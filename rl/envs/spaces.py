@@ -1,0 +1,89 @@
+"""What an agent needs to know of an environment's spaces: how long an observation is, and what an action is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from rl.errors import UserError
+
+
+@dataclass(frozen=True)
+class DiscreteActions:
+    """One of `num_actions` actions, which the environment counts from `start`."""
+
+    num_actions: int
+    start: int = 0
+
+    @property
+    def noise_size(self) -> int:
+        """How many uniform numbers it takes to sample an action."""
+        return 1
+
+    def to_env(self, action: NDArray[Any]) -> NDArray[Any]:
+        """The agent's actions, counted from 0, as the environment names them."""
+        return action + self.start
+
+
+@dataclass(frozen=True)
+class BoxActions:
+    """A vector of real numbers between bounds."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @property
+    def noise_size(self) -> int:
+        """How many uniform numbers it takes to sample an action."""
+        return len(self.low)
+
+    def to_env(self, action: NDArray[Any]) -> NDArray[Any]:
+        """The agent's actions, which know no bounds, clipped to the environment's."""
+        return np.clip(action, np.float32(self.low), np.float32(self.high))
+
+
+Actions = DiscreteActions | BoxActions
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """A flat observation of `obs_size` numbers, and the actions."""
+
+    obs_size: int
+    actions: Actions
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Spaces":
+        """The inverse of `dataclasses.asdict`, as a checkpoint needs it."""
+        actions = fields["actions"]
+        return cls(fields["obs_size"], (DiscreteActions if "num_actions" in actions else BoxActions)(**actions))
+
+    @classmethod
+    def of(cls, env_id: str, observation: spaces.Space[Any], action: spaces.Space[Any]) -> "Spaces":
+        """What an agent needs to know of these spaces of a single environment.
+
+        Raises:
+            UserError: The agent cannot act on such spaces.
+        """
+        if not (isinstance(observation, spaces.Box) and len(observation.shape) == 1 and observation.shape[0] > 0):
+            raise UserError(
+                f"--env-id {env_id}: its observation space is {observation}; supported is a Box with one dimension"
+                " (gymnasium.wrappers.FlattenObservation makes one of most others)"
+            )
+        if isinstance(action, spaces.Discrete):
+            return cls(observation.shape[0], DiscreteActions(int(action.n), int(action.start)))
+        if (
+            isinstance(action, spaces.Box)
+            and len(action.shape) == 1
+            and action.shape[0] > 0
+            and np.issubdtype(action.dtype, np.floating)
+        ):
+            low, high = (tuple(bound.astype(float).tolist()) for bound in (action.low, action.high))
+            return cls(observation.shape[0], BoxActions(low, high))
+        raise UserError(
+            f"--env-id {env_id}: its action space is {action};"
+            " supported are Discrete, and a Box of floating-point numbers with one dimension"
+        )

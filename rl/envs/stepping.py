@@ -1,0 +1,157 @@
+"""The door between environments and tensors: makes any Gymnasium vector environment, and steps it."""
+
+import importlib
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rl.envs.spaces import Spaces
+from rl.errors import UserError, require
+from rl.seeding import environment_seed
+
+ENV_ID = re.compile(r"([\w.]+:)?([\w.-]+/)?[\w.-]+")
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """What is acted on."""
+
+    env_id: str = "CustomEnv-v0"
+    """Gymnasium's id of the environment; module:id imports the module that registers it first."""
+    num_envs: int = 64
+    """Number of environments of each rank."""
+    vectorization: Literal["auto", "sync", "async"] = "auto"
+    """How a rank steps its environments: one after the other, each in a process of its own, or (auto) by the
+    environment's own batched class where it has one, else one after the other."""
+
+    def check(self) -> None:
+        """Raises `UserError` for a value that cannot work."""
+        require(self.num_envs >= 1, "--num-envs", self.num_envs, "must be at least 1")
+        require(
+            ENV_ID.fullmatch(self.env_id) is not None,
+            "--env-id",
+            repr(self.env_id),
+            "must look like CartPole-v1, namespace/Name-v0 or module:Name-v0",
+        )
+
+
+class Step(NamedTuple):
+    """What one step of N environments gave. Every field but the observations is [N]."""
+
+    obs: Tensor  # [N, D], what the policy sees next
+    next_obs: Tensor  # [N, D], where the action truly led: an ended episode's last observation
+    reward: Tensor  # float32
+    terminated: Tensor  # bool
+    truncated: Tensor  # bool
+    weight: Tensor  # float32, 0 where the action was ignored because the environment was resetting, else 1
+    episode_return: Tensor  # float32, of the episode that ended here, else 0
+    episode_length: Tensor  # float32, likewise
+
+
+class Stepper:
+    """Steps N Gymnasium environments in tensors, whatever way they are batched and reset."""
+
+    def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any], env_id: str) -> None:
+        """Raises `UserError` where an agent cannot act on the spaces or nobody resets ended episodes."""
+        self.spaces = Spaces.of(env_id, envs.single_observation_space, envs.single_action_space)
+        self.envs = envs
+        self.num_envs = envs.num_envs
+        self.device = torch.device("cpu")
+        autoreset = envs.metadata.get("autoreset_mode")
+        if autoreset not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
+            raise UserError(f"--env-id {env_id}: its batched class has autoreset_mode {autoreset}; try --vectorization")
+        self.resets_in_next_step = autoreset == AutoresetMode.NEXT_STEP
+        self.resetting = np.zeros(self.num_envs, np.bool_)
+        self.running_return = np.zeros(self.num_envs)
+        self.running_length = np.zeros(self.num_envs)
+
+    def reset(self, seed: int, first_env: int = 0) -> Tensor:
+        """The first observations [N, D] (float32); `first_env` counts environments over all ranks."""
+        seeds = [environment_seed(seed, first_env + i) for i in range(self.num_envs)]
+        # A batched class of its own takes one seed for all; only Gymnasium's wrappers promise to take one each.
+        one_each = isinstance(self.envs, SyncVectorEnv | AsyncVectorEnv)
+        obs, _ = self.envs.reset(seed=seeds if one_each else seeds[0])  # type: ignore[arg-type]
+        self.resetting[:] = False
+        self.running_return[:] = self.running_length[:] = 0
+        return self._tensor(_float32(obs))
+
+    def step(self, action: Tensor) -> Step:
+        """Acts once: actions [N] or [N, A] as the policy sampled them, put into the environment's terms here."""
+        observed, reward, terminated, truncated, info = self.envs.step(self.spaces.actions.to_env(action.cpu().numpy()))
+        obs = next_obs = _float32(observed)
+        ended = terminated | truncated
+        acted = ~self.resetting
+        self.running_return += reward
+        self.running_length += acted
+        if ended.any() and not self.resets_in_next_step:
+            next_obs = obs.copy()
+            next_obs[ended] = np.stack(info["final_obs"][ended])
+        step = Step(
+            *map(
+                self._tensor,
+                (
+                    obs,
+                    next_obs,
+                    reward.astype(np.float32),
+                    terminated,
+                    truncated,
+                    acted.astype(np.float32),
+                    (self.running_return * ended).astype(np.float32),
+                    (self.running_length * ended).astype(np.float32),
+                ),
+            )
+        )
+        if self.resets_in_next_step:
+            self.resetting = ended
+        self.running_return *= ~ended
+        self.running_length *= ~ended
+        return step
+
+    def to(self, device: torch.device) -> "Stepper":
+        """Has the tensors made on this device from now on."""
+        self.device = device
+        return self
+
+    def close(self) -> None:
+        """Closes the environments, their processes included."""
+        self.envs.close()
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+
+def _float32(obs: Any) -> NDArray[np.float32]:
+    # Always a copy: an environment may write its next observation over this one.
+    return np.array(obs, dtype=np.float32)
+
+
+def make_envs(config: EnvConfig, num_envs: int | None = None) -> Stepper:
+    """The environments that the flags ask for, or another number of them.
+
+    Raises:
+        UserError: There is no such environment, or an agent cannot act on it.
+    """
+    try:
+        if ":" in config.env_id:
+            importlib.import_module(config.env_id.split(":")[0])
+        native = config.vectorization == "auto" and gym.spec(config.env_id.split(":")[-1]).vector_entry_point
+        envs = gym.make_vec(
+            config.env_id,
+            num_envs=num_envs or config.num_envs,
+            vectorization_mode=None if native else "async" if config.vectorization == "async" else "sync",
+            vector_kwargs=None if native else {"autoreset_mode": AutoresetMode.SAME_STEP},
+        )
+    except (gym.error.Error, ImportError) as error:
+        raise UserError(f"--env-id {config.env_id}: {error}") from error
+    try:
+        return Stepper(envs, config.env_id)
+    except UserError:
+        envs.close()
+        raise

@@ -1,0 +1,51 @@
+"""Errors that a person reads: one line, printed once, with an exit code other than 0."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import NoReturn
+
+import torch.distributed
+
+from rl.distributed import rank
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """What is wrong, with which value, and what would be right."""
+
+
+def require(condition: bool, flag: str, value: object, right: str) -> None:
+    """Raises `UserError` that names flag, value and what would be right, unless the condition holds."""
+    if not condition:
+        raise UserError(f"{flag} {value}: {right}")
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Runs a program's body: reports a `UserError` once for all ranks, and leaves no process group behind."""
+    try:
+        yield
+    except UserError as error:
+        if rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
+        leave(USAGE_ERROR)
+    except KeyboardInterrupt:
+        if rank() == 0:
+            print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    finally:
+        # Without this, a run can abort at the interpreter's exit, when gloo's threads outlive it.
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process; ranks other than 0 give rank 0 the time to speak, since a launcher ends all with the first."""
+    if rank() != 0 and "TORCHELASTIC_RUN_ID" in os.environ:
+        time.sleep(10)
+    sys.exit(code)

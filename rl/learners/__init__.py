@@ -1,0 +1,1 @@
+"""How it learns: each learner is one dataclass whose fields are its flags."""

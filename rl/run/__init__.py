@@ -1,0 +1,1 @@
+"""How a run is kept: its folder, its log, its checkpoint, its evaluation."""

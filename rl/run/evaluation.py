@@ -1,0 +1,81 @@
+"""How good a policy is: greedy episodes, and videos of them."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.wrappers import RecordVideo
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rl.agent import Agent
+from rl.envs.stepping import EnvConfig, Stepper
+from rl.errors import UserError
+
+
+class Evaluation(NamedTuple):
+    """The first episode of each of N environments."""
+
+    total_return: Tensor  # [N] float64
+    unfinished: Tensor  # [N] bool, cut by our own limit
+
+
+@torch.no_grad()
+def evaluate(policy: Agent, envs: Stepper, *, seed: int, max_steps: int) -> Evaluation:
+    """Plays one greedy episode in each environment, of at most `max_steps` steps."""
+    obs = envs.reset(seed)
+    total_return = torch.zeros(envs.num_envs, dtype=torch.float64, device=envs.device)
+    running = torch.ones(envs.num_envs, dtype=torch.bool, device=envs.device)
+    for _ in range(max_steps):
+        distribution, _ = policy(obs)
+        step = envs.step(distribution.mode())
+        total_return += running * step.reward
+        running &= ~(step.terminated | step.truncated)
+        obs = step.obs
+        if not running.any():
+            break
+    return Evaluation(total_return, running)
+
+
+@torch.no_grad()
+def act(policy: Agent, obs: NDArray[Any]) -> NDArray[Any]:
+    """The likeliest action at an observation [D], or at several [N, D], in the environment's own terms."""
+    distribution, _ = policy(torch.as_tensor(obs, dtype=torch.float32, device=policy.critic.weight.device))
+    return policy.spaces.actions.to_env(distribution.mode().cpu().numpy())
+
+
+def record_video(policy: Agent, config: EnvConfig, path: Path, *, seed: int, max_steps: int) -> None:
+    """Films one greedy episode into `path`, an .mp4 file."""
+    env = RecordVideo(
+        gym.make(config.env_id, render_mode="rgb_array"),
+        str(path.parent),
+        episode_trigger=lambda _: True,
+        name_prefix=path.stem,
+        disable_logger=True,
+    )
+    obs, _ = env.reset(seed=seed)
+    for _ in range(max_steps):
+        obs, _, terminated, truncated, _ = env.step(act(policy, np.asarray(obs)))
+        if terminated or truncated:
+            break
+    env.close()
+    # RecordVideo names the file after the episode's number, which is always 0 here.
+    path.with_name(f"{path.stem}-episode-0.mp4").rename(path)
+
+
+def check_video(config: EnvConfig) -> None:
+    """Raises `UserError` where no episode could be filmed."""
+    if importlib.util.find_spec("moviepy") is None:
+        raise UserError("--capture-video: needs moviepy; install it with: pip install -e '.[video]'")
+    try:
+        env = gym.make(config.env_id, render_mode="rgb_array")
+        env.reset()
+        frame = env.render()
+        env.close()
+    except gym.error.Error as error:
+        raise UserError(f"--capture-video with --env-id {config.env_id}: {error}") from error
+    if not isinstance(frame, np.ndarray):
+        raise UserError(f"--capture-video: {config.env_id} cannot draw itself (render_mode rgb_array)")

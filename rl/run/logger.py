@@ -1,0 +1,106 @@
+"""What a run shows while it trains: averages over ranks, TensorBoard scalars, a progress bar."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from tqdm import tqdm
+
+from rl.distributed import sum_over_ranks
+
+
+class Logger(Protocol):
+    """What a run asks of a logger; Lightning's TensorBoardLogger is one."""
+
+    def log_metrics(self, metrics: Any, step: int) -> None:
+        """Writes scalars."""
+
+    def log_hyperparams(self, params: Any) -> None:
+        """Writes the flags of the run."""
+
+    def finalize(self, status: str) -> None:
+        """Writes what is pending and closes the files."""
+
+
+class TensorBoardWriter:
+    """TensorBoard's own writer as a `Logger`, for the program that does without Lightning."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens an event file in the folder."""
+        self.writer = SummaryWriter(str(folder))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Writes scalars."""
+        for tag, value in metrics.items():
+            self.writer.add_scalar(tag, value, step)
+
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+        """Writes the flags of the run."""
+        # SummaryWriter.add_hparams would open a second run in a folder of its own.
+        for summary in hparams(dict(params), {}):
+            self.writer.file_writer.add_summary(summary)
+
+    def finalize(self, status: str) -> None:
+        """Writes what is pending and closes the file."""
+        self.writer.close()
+
+
+class Averages:
+    """Means over the records of an update and over all ranks; the tensors stay on their device until they are asked."""
+
+    def __init__(self) -> None:
+        """Nothing recorded yet."""
+        self.totals: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
+
+    def add(self, metrics: Mapping[str, Tensor], count: Tensor | float = 1.0) -> None:
+        """Adds sums over `count` things each; every rank must add the same names in the same order."""
+        names = tuple(metrics)
+        added = torch.stack(list(metrics.values())).double()
+        total, counted = self.totals.get(names, (torch.zeros_like(added), added.new_zeros(())))
+        self.totals[names] = total + added, counted + count
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call, without those of nothing; one reduction and one transfer to the host."""
+        totals = torch.cat([torch.cat([counted.view(1), total]) for total, counted in self.totals.values()])
+        values = iter(sum_over_ranks(totals).tolist())
+        means = {}
+        for names in self.totals:
+            count = next(values)
+            sums = {name: next(values) for name in names}
+            if count > 0:
+                means.update({name: total / count for name, total in sums.items()})
+        self.totals = {}
+        return means
+
+
+class Progress:
+    """A progress bar in a terminal; some ten plain lines elsewhere."""
+
+    def __init__(self, total_steps: int) -> None:
+        """`total_steps` of all ranks."""
+        self.total_steps = total_steps
+        self.in_terminal = sys.stderr.isatty()
+        self.next_line = 0.1
+        self.mean_return = float("nan")
+        self.bar = tqdm(total=total_steps, unit=" steps", unit_scale=True, disable=not self.in_terminal)
+
+    def show(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Shows how far the run is, the mean return of the episodes that ended last, and the speed."""
+        self.mean_return = metrics.get("Rewards/rew_avg", self.mean_return)
+        text = f"return {self.mean_return:.2f}"
+        if self.in_terminal:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(step - self.bar.n)
+        elif step >= self.next_line * self.total_steps:
+            self.next_line = (10 * step // self.total_steps + 1) / 10
+            speed = metrics["Time/step_per_second"]
+            print(f"{step:,} of {self.total_steps:,} steps, {text}, {speed:,.0f} steps/s", flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        self.bar.close()

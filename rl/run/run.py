@@ -1,0 +1,143 @@
+"""What is kept of a run, and what is told of it; it knows nothing of learning."""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rl.agent import Agent
+from rl.config import Config
+from rl.distributed import rank, world_size
+from rl.envs.stepping import make_envs
+from rl.errors import UserError
+from rl.rollout import Rollout
+from rl.run.checkpoint import save_checkpoint
+from rl.run.evaluation import Evaluation, evaluate, record_video
+from rl.run.logger import Averages, Logger, Progress
+from rl.seeding import evaluation_seed
+
+
+def make_run_folder(config: Config, program: str) -> Path:
+    """A new folder for this run below `program`'s in the log folder; rank 0 makes it.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    started_at = time.strftime("%Y-%m-%d_%H-%M-%S")
+    env_name = config.env.env_id.replace(":", "_").replace("/", "_")
+    folder = Path(config.log_dir) / program / f"{env_name}_{config.exp_name}_seed{config.seed}_{started_at}"
+    if rank() != 0:
+        return folder
+    for attempt in itertools.count(2):
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            # Another run started in this second; but a file in the place of a folder is there for good.
+            if not folder.is_dir():
+                raise UserError(f"--log-dir {config.log_dir}: {folder} is in the way of a folder") from None
+            folder = folder.with_name(f"{folder.name.removesuffix(f'_{attempt - 1}')}_{attempt}")
+        except OSError as error:
+            raise UserError(f"--log-dir {config.log_dir}: no folder can be made there: {error.strerror}") from error
+    raise AssertionError("unreachable")
+
+
+class Run:
+    """A training run as its user sees it: log, progress bar, checkpoint, evaluation, summary."""
+
+    def __init__(self, config: Config, policy: Agent, folder: Path, logger: Logger) -> None:
+        """All ranks make one; rank 0's speaks and writes."""
+        self.config = config
+        self.policy = policy
+        self.folder = folder
+        self.logger = logger
+        self.averages = Averages()
+        self.seconds = 0.0
+        self.step = 0
+        self.last_metrics: dict[str, float] = {}
+
+    def updates(self) -> Iterator[float]:
+        """Counts the updates of the run, as the fraction of them that is done; logs each when it has ended."""
+        num_updates, steps_per_update = self.config.num_updates(), self.config.steps_per_update()
+        progress = Progress(num_updates * steps_per_update) if rank() == 0 else None
+        if rank() == 0:
+            self.logger.log_hyperparams(self.config.flags())
+        try:
+            began_at = time.perf_counter()
+            for update in range(num_updates):
+                yield update / num_updates
+                metrics = self.averages.take()
+                ended_at = time.perf_counter()
+                self.step += steps_per_update
+                self.seconds += ended_at - began_at
+                metrics["Time/step_per_second"] = steps_per_update / (ended_at - began_at)
+                began_at = ended_at
+                self.last_metrics |= metrics
+                if progress is not None:
+                    self.logger.log_metrics(metrics, self.step)
+                    progress.show(self.step, metrics)
+                    # Early changes are the large ones: a film after updates 1, 2, 4, 8, …
+                    if self.config.capture_video and (update + 1).bit_count() == 1:
+                        self._film("train_videos", f"step_{self.step}")
+        finally:
+            if progress is not None:
+                progress.close()
+                self.logger.finalize("success")
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Records the seconds that the block takes."""
+        began_at = time.perf_counter()
+        yield
+        self.averages.add({f"Time/{name}_seconds": torch.tensor(time.perf_counter() - began_at)})
+
+    def record(self, metrics: dict[str, Tensor]) -> None:
+        """Records scalars; an update's log is their mean."""
+        self.averages.add(metrics)
+
+    def record_episodes(self, rollout: Rollout) -> None:
+        """Records the episodes that ended in a rollout."""
+        sums = {"Rewards/rew_avg": rollout.episode_return.sum(), "Game/ep_len_avg": rollout.episode_length.sum()}
+        self.averages.add(sums, count=(rollout.terminated | rollout.truncated).sum())
+
+    def finish(self) -> None:
+        """Rank 0 saves the agent, evaluates it and says where everything is."""
+        if rank() != 0:
+            return
+        save_checkpoint(self.folder / "last.ckpt", self.policy, self.config.to_dict())
+        envs = make_envs(self.config.env, self.config.eval_episodes).to(self.policy.critic.weight.device)
+        evaluation = evaluate(
+            self.policy, envs, seed=evaluation_seed(self.config.seed), max_steps=self.config.max_eval_steps
+        )
+        envs.close()
+        self.logger.log_metrics({"Test/cumulative_reward": evaluation.total_return.mean().item()}, self.step)
+        self.logger.finalize("success")
+        if self.config.capture_video:
+            self._film("test_videos", "greedy")
+        print(self._summary(evaluation))
+
+    def _film(self, folder: str, name: str) -> None:
+        path = self.folder / folder / f"{name}.mp4"
+        seed, max_steps = evaluation_seed(self.config.seed), self.config.max_eval_steps
+        record_video(self.policy, self.config.env, path, seed=seed, max_steps=max_steps)
+
+    def _summary(self, evaluation: Evaluation) -> str:
+        returns, num_cut = evaluation.total_return, int(evaluation.unfinished.sum())
+        cut = f", {num_cut} of them cut after {self.config.max_eval_steps} steps" if num_cut else ""
+        sampled = self.last_metrics.get("Rewards/rew_avg", float("nan"))
+        return "\n".join(
+            (
+                "",
+                f"{self.config.env.env_id} after {self.step:,} steps",
+                f"  greedy policy    return {returns.mean():.2f}, from {returns.min():.2f} to {returns.max():.2f}"
+                f" in {len(returns)} episodes{cut}",
+                f"  sampled policy   return {sampled:.2f}",
+                f"  speed            {self.step / self.seconds:,.0f} steps/s on {world_size()} rank(s)",
+                f"  logs and agent   {self.folder}",
+                f"  to see the logs  tensorboard --logdir {self.folder.parent}",
+            )
+        )

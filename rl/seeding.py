@@ -1,0 +1,81 @@
+"""Randomness from named streams: nothing that a run draws depends on the global generators.
+
+The action noise of an environment depends on (seed, the environment's index over all ranks, its step) alone, so a
+run's experience is the same however its environments are spread over ranks.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# SplitMix64 (Steele, Lea & Flood 2014, figure 14), its constants as signed 64-bit integers.
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - 2**64
+_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX_2 = 0x94D049BB133111EB - 2**64
+
+_ENVIRONMENT, _ACTION, _SHUFFLE, _EVALUATION = 1, 2, 3, 4
+
+
+def derive(seed: int, *path: int) -> int:
+    """A 63-bit seed for one named stream; streams of different paths are independent."""
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def environment_seed(seed: int, env_index: int) -> int:
+    """The seed (31 bits, what Gymnasium takes) of one environment; `env_index` counts over all ranks."""
+    return derive(seed, _ENVIRONMENT, env_index) >> 32
+
+
+def evaluation_seed(seed: int) -> int:
+    """The seed (31 bits) of the episodes that evaluate a run, none of which it trained on."""
+    return derive(seed, _EVALUATION) >> 32
+
+
+def split_mix(counter: Tensor) -> Tensor:
+    """SplitMix64's output (int64, all bits random) at each counter (int64): a hash, hence a random access generator."""
+    z = counter * _GOLDEN_GAMMA
+    z = (z ^ _shift_right(z, 30)) * _MIX_1
+    z = (z ^ _shift_right(z, 27)) * _MIX_2
+    return z ^ _shift_right(z, 31)
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    # torch shifts signed integers arithmetically; SplitMix64 wants zeros to come in.
+    return (z >> bits) & (2 ** (64 - bits) - 1)
+
+
+class ActionNoise:
+    """Uniform numbers in the open interval (0, 1) for the actions of N environments."""
+
+    def __init__(self, seed: int, first_env: int, num_envs: int, size: int, device: torch.device | str = "cpu") -> None:
+        """`first_env` counts environments over all ranks; an action takes `size` numbers."""
+        env_index = torch.arange(first_env + 1, first_env + num_envs + 1, device=device)
+        self.env_key = split_mix(split_mix(env_index) + derive(seed, _ACTION))
+        self.size = size
+        self.step = 0
+
+    def draw(self, num_steps: int) -> Tensor:
+        """The noise [T, N, size] (float32) of the next T steps."""
+        counter = torch.arange(
+            self.step * self.size + 1, (self.step + num_steps) * self.size + 1, device=self.env_key.device
+        ).view(num_steps, 1, self.size)
+        self.step += num_steps
+        bits = _shift_right(split_mix(counter + self.env_key[:, None]), 41)
+        # 23 random bits and one half: exact in float32, and neither 0 nor 1.
+        return (bits.to(torch.float32) + 0.5) * 2.0**-23
+
+
+class Shuffle:
+    """Draws the order in which an epoch visits the rows, on its own generator.
+
+    Ranks that train on the same rows (`shared`) draw the same order, and each takes its own part of it.
+    """
+
+    def __init__(self, seed: int, rank: int, world_size: int, *, shared: bool) -> None:
+        """A rank's own stream of orders, or its part of the common one."""
+        self.generator = torch.Generator().manual_seed(derive(seed, _SHUFFLE, 0 if shared else rank))
+        self.part, self.num_parts = (rank, world_size) if shared else (0, 1)
+
+    def order(self, num_rows: int) -> Tensor:
+        """This rank's rows of the next epoch (int64, on the CPU), each row once over all parts."""
+        return torch.randperm(num_rows, generator=self.generator)[self.part :: self.num_parts]
