@@ -1,10 +1,12 @@
 """Every rank plays and learns; Lightning Fabric launches, places and synchronises: `fabric run train_fabric.py`."""
 
 import os
+from typing import cast
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.loggers import TensorBoardLogger
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from torch import Tensor
 
 from rl.agent import Agent
 from rl.config import Config, command_line
@@ -33,9 +35,7 @@ def main(config: Config) -> None:
     optimizer = torch.optim.Adam(agent.parameters(), lr=learner.learning_rate, eps=1e-5, fused=fused)
     agent, optimizer = fabric.setup(agent, optimizer)
     policy = agent.module  # the same weights, without what makes ranks wait for each other
-    collector = Collector(
-        envs.to(fabric.device), policy, seed=config.seed, first_env=rank() * config.env.num_envs
-    )
+    collector = Collector(envs.to(fabric.device), policy, seed=config.seed, first_env=rank() * envs.num_envs)
     shuffle = Shuffle(config.seed, rank(), world_size(), shared=config.share_data)
 
     def gradient_step(minibatch: Rows) -> Metrics:
@@ -43,33 +43,32 @@ def main(config: Config) -> None:
         optimizer.zero_grad()
         fabric.backward(loss)
         # A gradient that is not finite is no error here: under fp16 it tells the loss scaler to skip the step.
-        metrics["Info/grad_norm"] = fabric.clip_gradients(
-            agent, optimizer, max_norm=learner.max_grad_norm, error_if_nonfinite=False
-        )
+        norm = fabric.clip_gradients(agent, optimizer, max_norm=learner.max_grad_norm, error_if_nonfinite=False)
         optimizer.step()
-        return metrics
+        return metrics | {"Info/grad_norm": cast(Tensor, norm)}
 
-    run = Run(config, policy, folder, logger)
-    for progress in run.updates():
-        learning_rate = learner.learning_rate_at(progress)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+    with Run(config, policy, folder, logger) as run:
+        for progress in run.updates():
+            learning_rate = learner.learning_rate_at(progress)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            run.record({"Info/learning_rate": learning_rate})
 
-        with run.timed("collect"), torch.no_grad(), fabric.autocast():
-            rollout = collector.collect(learner.num_steps)
-            rows, metrics = learner.prepare(policy, rollout, sum_over_ranks)
-        run.record_episodes(rollout)
-        run.record(metrics | {"Info/learning_rate": torch.tensor(learning_rate)})
+            with run.timed("collect"), torch.no_grad(), fabric.autocast():
+                rollout = collector.collect(learner.num_steps)
+                rows, metrics = learner.prepare(policy, rollout, sum_over_ranks)
+            run.record_episodes(rollout)
+            run.record(metrics)
 
-        with run.timed("learn"):
-            for minibatch in learner.minibatches(share(rows) if config.share_data else rows, shuffle):
-                metrics = gradient_step(minibatch)
-                run.record(metrics)
-                if learner.should_stop(metrics, mean_over_ranks):
-                    break
+            with run.timed("learn"):
+                for minibatch in learner.minibatches(share(rows) if config.share_data else rows, shuffle):
+                    metrics = gradient_step(minibatch)
+                    run.record(metrics)
+                    if learner.should_stop(metrics, mean_over_ranks):
+                        break
 
-    envs.close()
-    run.finish()
+        envs.close()
+        run.finish()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Who acts: the network from observations to a distribution over actions, and a value."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,5 +79,5 @@ class Agent(nn.Module):
 def _encoder(obs_size: int, network: Network) -> nn.Sequential:
     activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[network.activation_function]
     sizes = [obs_size] + network.hidden_layers * [network.hidden_size]
-    layers = [layer for i, o in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(i, o), activation())]
+    layers = [layer for i, o in itertools.pairwise(sizes) for layer in (nn.Linear(i, o), activation())]
     return nn.Sequential(*layers)

@@ -32,7 +32,7 @@ class Config:
     cuda: bool = False
     """Train on GPUs, one for each rank."""
     player_on_gpu: bool = False
-    """Put the player on a GPU too; for train_fabric_decoupled.py, whose player is a rank of its own."""
+    """Put the player on a GPU too; for a program whose player is a rank of its own."""
     torch_deterministic: bool = False
     """Have torch use deterministic algorithms only."""
     share_data: bool = False
@@ -78,6 +78,8 @@ class Config:
             f"less than one rollout of {world_size()} rank(s) × --num-envs {self.env.num_envs}"
             f" × --num-steps {self.learner.num_steps} = {self.steps_per_update()} steps; must be at least that",
         )
+        if self.player_on_gpu:
+            raise UserError("--player-on-gpu: every rank of this program plays on the device that it learns on")
         if self.cuda and torch.cuda.device_count() < local_world_size():
             raise UserError(
                 f"--cuda: {local_world_size()} rank(s) on this machine need a GPU each,"
@@ -120,9 +122,7 @@ def parse(arguments: list[str], config: type[Config] = Config) -> Config:
             stack.enter_context(contextlib.redirect_stdout(silence))
             stack.enter_context(contextlib.redirect_stderr(silence))
         try:
-            return tyro.cli(
-                config, args=arguments, config=(tyro.conf.OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs)
-            )
+            return tyro.cli(config, args=arguments, config=(tyro.conf.OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs))
         except SystemExit as exit_:
             if exit_.code == USAGE_ERROR:
                 leave(USAGE_ERROR)

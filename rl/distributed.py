@@ -1,13 +1,13 @@
 """How a run spreads over ranks: every collective of the programs, all of them on tensors."""
 
 import os
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Fields = TypeVar("Fields", bound=NamedTuple)
+Fields = TypeVar("Fields", bound=tuple[Tensor, ...])  # a NamedTuple of tensors
 
 
 def rank() -> int:
@@ -18,6 +18,11 @@ def rank() -> int:
 def world_size() -> int:
     """Number of ranks of the run, known from the launcher's environment before any process group exists."""
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """This process's rank among those on this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def local_world_size() -> int:
@@ -47,7 +52,7 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return sum_over_ranks(values) / world_size()
 
 
-def pack(rows: NamedTuple) -> Tensor:
+def pack(rows: tuple[Tensor, ...]) -> Tensor:
     """The bytes [B, F] (uint8) of rows, a NamedTuple of tensors [B, ...]: one tensor to send, exact for every dtype."""
     return torch.cat([field.reshape(len(field), -1).contiguous().view(torch.uint8) for field in rows], dim=1)
 
@@ -55,7 +60,7 @@ def pack(rows: NamedTuple) -> Tensor:
 def unpack(packed: Tensor, like: Fields) -> Fields:
     """The rows whose bytes `packed` [B, F] holds; `like` tells their fields' shapes and dtypes (not how many)."""
     sizes = [field[0].numel() * field.element_size() for field in like]
-    columns = packed.split(sizes, dim=1)
+    columns = torch.split(packed, sizes, dim=1)
     return type(like)(
         *(
             column.contiguous().view(field.dtype).reshape(len(packed), *field.shape[1:])

@@ -46,7 +46,7 @@ class DiagonalGaussian(NamedTuple):
 
     def sample(self, noise: Tensor) -> Tensor:
         """Actions [..., A], the inverse of the distribution function at uniform noise [..., A]."""
-        return self.mean + self.log_std.exp() * torch.special.ndtri(noise)
+        return torch.addcmul(self.mean, self.log_std.exp(), torch.special.ndtri(noise))
 
     def mode(self) -> Tensor:
         """The likeliest actions [..., A]."""

@@ -10,7 +10,7 @@ from rl.agent import Agent
 from rl.envs.stepping import Stepper
 from rl.seeding import ActionNoise
 
-Fields = TypeVar("Fields", bound=NamedTuple)
+Fields = TypeVar("Fields", bound=tuple[Tensor, ...])  # a NamedTuple of tensors
 
 
 class Rollout(NamedTuple):
@@ -51,8 +51,7 @@ class Collector:
             distribution, value = self.policy(self.obs)
             action = distribution.sample(noise)
             step = self.envs.step(action)
-            steps.append(
-                Rollout(self.obs, step.next_obs, action, distribution.log_prob(action), value, *step[2:])
-            )
+            given = step._asdict() | {"obs": self.obs}
+            steps.append(Rollout(action=action, log_prob=distribution.log_prob(action), value=value, **given))
             self.obs = step.obs
         return Rollout(*map(torch.stack, zip(*steps, strict=True)))

@@ -41,7 +41,8 @@ def split_mix(counter: Tensor) -> Tensor:
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
     # torch shifts signed integers arithmetically; SplitMix64 wants zeros to come in.
-    return (z >> bits) & (2 ** (64 - bits) - 1)
+    logical: Tensor = (z >> bits) & (2 ** (64 - bits) - 1)
+    return logical
 
 
 class ActionNoise:

@@ -13,7 +13,7 @@ PUSH = 0.1
 DAMPING = 0.95
 POSITION_LIMIT = 2.0
 # A push a step and damping hold the speed below PUSH / (1 - DAMPING) = 2, so the position below 4.
-OBSERVATION_SPACE = gym.spaces.Box(np.float32([-4.0, -2.0]), np.float32([4.0, 2.0]))
+OBSERVATION_SPACE = gym.spaces.Box(np.array([-4, -2], np.float32), np.array([4, 2], np.float32))
 RENDER_MODES = ["human", "rgb_array"]
 FPS = 30
 FRAME_HEIGHT, FRAME_WIDTH = 120, 480
@@ -61,7 +61,7 @@ def frame(position: float, target: float) -> NDArray[np.uint8]:
     return picture
 
 
-class CustomEnv(gym.Env[NDArray[np.float32], int]):
+class CustomEnv(gym.Env[NDArray[np.float32], np.int64]):
     """A mass on a track, pushed left (action 0) or right (action 1) at every step.
 
     Observation: position and velocity (float32). Reward: 1 - 0.1·|position - target|. The episode terminates when
@@ -90,9 +90,9 @@ class CustomEnv(gym.Env[NDArray[np.float32], int]):
         self.position, self.velocity = start_position(self.np_random, spread), 0.0
         if self.render_mode == "human":
             self.render()
-        return np.float32([self.position, self.velocity]), {}
+        return np.array([self.position, self.velocity], np.float32), {}
 
-    def step(self, action: int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64 | int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Pushes once.
 
         Raises:
@@ -105,9 +105,9 @@ class CustomEnv(gym.Env[NDArray[np.float32], int]):
         )
         if self.render_mode == "human":
             self.render()
-        return np.float32([self.position, self.velocity]), reward, terminated, False, {}
+        return np.array([self.position, self.velocity], np.float32), reward, bool(terminated), False, {}
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]  # Gymnasium's type is generic in name only
+    def render(self) -> NDArray[np.uint8] | None:
         """A frame (uint8 [120, 480, 3]), or the frame shown in a window."""
         picture = frame(self.position, self.target)
         if self.render_mode != "human":
@@ -161,7 +161,8 @@ class CustomVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int64
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.generators = [np.random.default_rng() for _ in range(num_envs)]
-        self.position, self.velocity = np.zeros(num_envs), np.zeros(num_envs)
+        self.position: NDArray[Any] = np.zeros(num_envs)
+        self.velocity: NDArray[Any] = np.zeros(num_envs)
         self.elapsed_steps = np.zeros(num_envs, np.int64)
 
     def reset(

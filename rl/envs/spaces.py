@@ -42,7 +42,8 @@ class BoxActions:
 
     def to_env(self, action: NDArray[Any]) -> NDArray[Any]:
         """The agent's actions, which know no bounds, clipped to the environment's."""
-        return np.clip(action, np.float32(self.low), np.float32(self.high))
+        clipped: NDArray[Any] = np.clip(action, np.array(self.low, np.float32), np.array(self.high, np.float32))
+        return clipped
 
 
 Actions = DiscreteActions | BoxActions

@@ -80,26 +80,29 @@ class Stepper:
         obs, _ = self.envs.reset(seed=seeds if one_each else seeds[0])  # type: ignore[arg-type]
         self.resetting[:] = False
         self.running_return[:] = self.running_length[:] = 0
-        return self._tensor(_float32(obs))
+        return self._tensor(np.array(obs, np.float32))
 
     def step(self, action: Tensor) -> Step:
         """Acts once: actions [N] or [N, A] as the policy sampled them, put into the environment's terms here."""
-        observed, reward, terminated, truncated, info = self.envs.step(self.spaces.actions.to_env(action.cpu().numpy()))
-        obs = next_obs = _float32(observed)
+        result = self.envs.step(self.spaces.actions.to_env(action.cpu().numpy()))
+        # All copies: an environment may write its next step over this one's arrays.
+        obs = next_obs = np.array(result[0], np.float32)
+        reward = np.array(result[1], np.float32)
+        terminated, truncated = np.array(result[2], np.bool_), np.array(result[3], np.bool_)
         ended = terminated | truncated
         acted = ~self.resetting
         self.running_return += reward
         self.running_length += acted
         if ended.any() and not self.resets_in_next_step:
             next_obs = obs.copy()
-            next_obs[ended] = np.stack(info["final_obs"][ended])
+            next_obs[ended] = np.stack(result[4]["final_obs"][ended])
         step = Step(
             *map(
                 self._tensor,
                 (
                     obs,
                     next_obs,
-                    reward.astype(np.float32),
+                    reward,
                     terminated,
                     truncated,
                     acted.astype(np.float32),
@@ -127,13 +130,8 @@ class Stepper:
         return torch.from_numpy(array).to(self.device)
 
 
-def _float32(obs: Any) -> NDArray[np.float32]:
-    # Always a copy: an environment may write its next observation over this one.
-    return np.array(obs, dtype=np.float32)
-
-
-def make_envs(config: EnvConfig, num_envs: int | None = None) -> Stepper:
-    """The environments that the flags ask for, or another number of them.
+def make_envs(config: EnvConfig) -> Stepper:
+    """The environments that the flags ask for.
 
     Raises:
         UserError: There is no such environment, or an agent cannot act on it.
@@ -144,7 +142,7 @@ def make_envs(config: EnvConfig, num_envs: int | None = None) -> Stepper:
         native = config.vectorization == "auto" and gym.spec(config.env_id.split(":")[-1]).vector_entry_point
         envs = gym.make_vec(
             config.env_id,
-            num_envs=num_envs or config.num_envs,
+            num_envs=config.num_envs,
             vectorization_mode=None if native else "async" if config.vectorization == "async" else "sync",
             vector_kwargs=None if native else {"autoreset_mode": AutoresetMode.SAME_STEP},
         )

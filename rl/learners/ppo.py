@@ -39,11 +39,11 @@ class PPO:
     """Rows of a rank in a minibatch, at the most; a quarter of its rollout if not given."""
     update_epochs: int = 4
     """How many times an update visits each row."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Adam's step size at the start."""
     anneal_lr: bool = True
     """Lower the learning rate linearly towards 0 over the run."""
-    gamma: float = 0.99
+    gamma: float = 0.95
     """Discount factor."""
     gae_lambda: float = 0.95
     """Lambda of the generalised advantage estimate."""

@@ -61,7 +61,7 @@ def record_video(policy: Agent, config: EnvConfig, path: Path, *, seed: int, max
         obs, _, terminated, truncated, _ = env.step(act(policy, np.asarray(obs)))
         if terminated or truncated:
             break
-    env.close()
+    env.close()  # type: ignore[no-untyped-call]
     # RecordVideo names the file after the episode's number, which is always 0 here.
     path.with_name(f"{path.stem}-episode-0.mp4").rename(path)
 

@@ -1,5 +1,6 @@
 """What a run shows while it trains: averages over ranks, TensorBoard scalars, a progress bar."""
 
+import functools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,8 +32,13 @@ class TensorBoardWriter:
     """TensorBoard's own writer as a `Logger`, for the program that does without Lightning."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens an event file in the folder."""
-        self.writer = SummaryWriter(str(folder))
+        """Opens an event file in the folder when there is something to write."""
+        self.folder = folder
+
+    @functools.cached_property
+    def writer(self) -> SummaryWriter:
+        """TensorBoard's writer."""
+        return SummaryWriter(str(self.folder))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Writes scalars."""
@@ -42,8 +48,8 @@ class TensorBoardWriter:
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
         """Writes the flags of the run."""
         # SummaryWriter.add_hparams would open a second run in a folder of its own.
-        for summary in hparams(dict(params), {}):
-            self.writer.file_writer.add_summary(summary)
+        for summary in hparams(dict(params), {}):  # type: ignore[no-untyped-call]
+            self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
     def finalize(self, status: str) -> None:
         """Writes what is pending and closes the file."""
@@ -53,14 +59,15 @@ class TensorBoardWriter:
 class Averages:
     """Means over the records of an update and over all ranks; the tensors stay on their device until they are asked."""
 
-    def __init__(self) -> None:
-        """Nothing recorded yet."""
+    def __init__(self, device: torch.device) -> None:
+        """`device` is one that ranks can reduce over."""
+        self.device = device
         self.totals: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
 
-    def add(self, metrics: Mapping[str, Tensor], count: Tensor | float = 1.0) -> None:
+    def add(self, metrics: Mapping[str, Tensor | float], count: Tensor | float = 1.0) -> None:
         """Adds sums over `count` things each; every rank must add the same names in the same order."""
         names = tuple(metrics)
-        added = torch.stack(list(metrics.values())).double()
+        added = torch.stack([torch.as_tensor(value, device=self.device) for value in metrics.values()]).double()
         total, counted = self.totals.get(names, (torch.zeros_like(added), added.new_zeros(())))
         self.totals[names] = total + added, counted + count
 

@@ -1,13 +1,13 @@
 """What is kept of a run, and what is told of it; it knows nothing of learning."""
 
 import contextlib
-import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from rl.agent import Agent
 from rl.config import Config
@@ -30,20 +30,18 @@ def make_run_folder(config: Config, program: str) -> Path:
     started_at = time.strftime("%Y-%m-%d_%H-%M-%S")
     env_name = config.env.env_id.replace(":", "_").replace("/", "_")
     folder = Path(config.log_dir) / program / f"{env_name}_{config.exp_name}_seed{config.seed}_{started_at}"
-    if rank() != 0:
-        return folder
-    for attempt in itertools.count(2):
+    if rank() == 0:
         try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            # Another run started in this second; but a file in the place of a folder is there for good.
-            if not folder.is_dir():
-                raise UserError(f"--log-dir {config.log_dir}: {folder} is in the way of a folder") from None
-            folder = folder.with_name(f"{folder.name.removesuffix(f'_{attempt - 1}')}_{attempt}")
+            # Runs that start in the same second are told apart by a number.
+            for suffix in ("", *(f"_{number}" for number in range(2, 100))):
+                with contextlib.suppress(FileExistsError):
+                    numbered = folder.with_name(folder.name + suffix)
+                    numbered.mkdir(parents=True)
+                    return numbered
         except OSError as error:
             raise UserError(f"--log-dir {config.log_dir}: no folder can be made there: {error.strerror}") from error
-    raise AssertionError("unreachable")
+        raise UserError(f"--log-dir {config.log_dir}: {folder} and 98 more of its name are there already")
+    return folder
 
 
 class Run:
@@ -55,47 +53,52 @@ class Run:
         self.policy = policy
         self.folder = folder
         self.logger = logger
-        self.averages = Averages()
+        self.device = policy.critic.weight.device
+        self.averages = Averages(self.device)
+        self.progress = Progress(config.num_updates() * config.steps_per_update()) if rank() == 0 else None
         self.seconds = 0.0
         self.step = 0
         self.last_metrics: dict[str, float] = {}
 
+    def __enter__(self) -> Self:
+        """Logs the flags."""
+        if rank() == 0:
+            self.logger.log_hyperparams(self.config.flags())
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Closes progress bar and log."""
+        if self.progress is not None:
+            self.progress.close()
+            self.logger.finalize("success" if error is None else "failed")
+
     def updates(self) -> Iterator[float]:
         """Counts the updates of the run, as the fraction of them that is done; logs each when it has ended."""
         num_updates, steps_per_update = self.config.num_updates(), self.config.steps_per_update()
-        progress = Progress(num_updates * steps_per_update) if rank() == 0 else None
-        if rank() == 0:
-            self.logger.log_hyperparams(self.config.flags())
-        try:
+        for update in range(num_updates):
             began_at = time.perf_counter()
-            for update in range(num_updates):
-                yield update / num_updates
-                metrics = self.averages.take()
-                ended_at = time.perf_counter()
-                self.step += steps_per_update
-                self.seconds += ended_at - began_at
-                metrics["Time/step_per_second"] = steps_per_update / (ended_at - began_at)
-                began_at = ended_at
-                self.last_metrics |= metrics
-                if progress is not None:
-                    self.logger.log_metrics(metrics, self.step)
-                    progress.show(self.step, metrics)
-                    # Early changes are the large ones: a film after updates 1, 2, 4, 8, …
-                    if self.config.capture_video and (update + 1).bit_count() == 1:
-                        self._film("train_videos", f"step_{self.step}")
-        finally:
-            if progress is not None:
-                progress.close()
-                self.logger.finalize("success")
+            yield update / num_updates
+            metrics = self.averages.take()
+            seconds = time.perf_counter() - began_at
+            self.step += steps_per_update
+            self.seconds += seconds
+            self.last_metrics |= metrics
+            if self.progress is not None:
+                metrics["Time/step_per_second"] = steps_per_update / seconds
+                self.logger.log_metrics(metrics, self.step)
+                self.progress.show(self.step, metrics)
+                # Early changes are the large ones: a film after updates 1, 2, 4, 8, …
+                if self.config.capture_video and (update + 1).bit_count() == 1:
+                    self._film("train_videos", f"step_{self.step}")
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Records the seconds that the block takes."""
         began_at = time.perf_counter()
         yield
-        self.averages.add({f"Time/{name}_seconds": torch.tensor(time.perf_counter() - began_at)})
+        self.averages.add({f"Time/{name}_seconds": time.perf_counter() - began_at})
 
-    def record(self, metrics: dict[str, Tensor]) -> None:
+    def record(self, metrics: Mapping[str, Tensor | float]) -> None:
         """Records scalars; an update's log is their mean."""
         self.averages.add(metrics)
 
@@ -109,13 +112,15 @@ class Run:
         if rank() != 0:
             return
         save_checkpoint(self.folder / "last.ckpt", self.policy, self.config.to_dict())
-        envs = make_envs(self.config.env, self.config.eval_episodes).to(self.policy.critic.weight.device)
+        envs = make_envs(replace(self.config.env, num_envs=self.config.eval_episodes, vectorization="sync"))
         evaluation = evaluate(
-            self.policy, envs, seed=evaluation_seed(self.config.seed), max_steps=self.config.max_eval_steps
+            self.policy,
+            envs.to(self.device),
+            seed=evaluation_seed(self.config.seed),
+            max_steps=self.config.max_eval_steps,
         )
         envs.close()
         self.logger.log_metrics({"Test/cumulative_reward": evaluation.total_return.mean().item()}, self.step)
-        self.logger.finalize("success")
         if self.config.capture_video:
             self._film("test_videos", "greedy")
         print(self._summary(evaluation))

@@ -1,0 +1,73 @@
+"""The program of train_fabric.py with `torch.distributed` spelt out: `torchrun train_torch.py`."""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+
+from rl.agent import Agent
+from rl.config import Config, command_line
+from rl.distributed import local_rank, mean_over_ranks, rank, share, sum_over_ranks, world_size
+from rl.envs.stepping import make_envs
+from rl.learners.ppo import Metrics, Rows
+from rl.rollout import Collector
+from rl.run.logger import TensorBoardWriter
+from rl.run.run import Run, make_run_folder
+from rl.seeding import Shuffle
+
+
+def main(config: Config) -> None:
+    """One training run."""
+    learner = config.learner
+    envs = make_envs(config.env)
+    folder = make_run_folder(config, "torch_logs")
+    logger = TensorBoardWriter(folder)
+    device = torch.device("cuda", local_rank()) if config.cuda else torch.device("cpu")
+    if config.cuda:
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if config.cuda else "gloo")
+
+    torch.manual_seed(config.seed)
+    policy = Agent(envs.spaces, config.network).to(device)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=learner.learning_rate, eps=1e-5, fused=True)
+    agent = DistributedDataParallel(policy) if world_size() > 1 else policy
+    collector = Collector(envs.to(device), policy, seed=config.seed, first_env=rank() * envs.num_envs)
+    shuffle = Shuffle(config.seed, rank(), world_size(), shared=config.share_data)
+
+    def gradient_step(minibatch: Rows) -> Metrics:
+        loss, metrics = learner.loss(agent, minibatch)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = clip_grad_norm_(agent.parameters(), learner.max_grad_norm)
+        optimizer.step()
+        return metrics | {"Info/grad_norm": norm}
+
+    with Run(config, policy, folder, logger) as run:
+        for progress in run.updates():
+            learning_rate = learner.learning_rate_at(progress)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            run.record({"Info/learning_rate": learning_rate})
+
+            with run.timed("collect"), torch.no_grad():
+                rollout = collector.collect(learner.num_steps)
+                rows, metrics = learner.prepare(policy, rollout, sum_over_ranks)
+            run.record_episodes(rollout)
+            run.record(metrics)
+
+            with run.timed("learn"):
+                for minibatch in learner.minibatches(share(rows) if config.share_data else rows, shuffle):
+                    metrics = gradient_step(minibatch)
+                    run.record(metrics)
+                    if learner.should_stop(metrics, mean_over_ranks):
+                        break
+
+        envs.close()
+        run.finish()
+
+
+if __name__ == "__main__":
+    command_line(main)
