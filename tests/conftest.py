@@ -1,0 +1,40 @@
+"""What every test is held to: it leaves nothing behind."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+import rl  # noqa: F401 (registers CustomEnv-v0)
+
+ROOT = Path(__file__).parent.parent
+CACHES = {"__pycache__", ".mypy_cache", ".ruff_cache"}
+
+
+def variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    environment, files = variables(), set(os.listdir(ROOT)) - CACHES
+    threads = set(threading.enumerate())
+    monkeypatch.chdir(tmp_path)
+    # Ranks that a test starts, and threads that torch starts here, share the machine's cores.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    monkeypatch.undo()
+    assert psutil.Process().children(recursive=True) == []
+    assert set(threading.enumerate()) <= threads
+    assert set(os.listdir(ROOT)) - CACHES == files
+    assert variables() == environment
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    torch.set_num_threads(1)
