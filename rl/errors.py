@@ -7,9 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import NoReturn
 
-import torch.distributed
-
-from rl.distributed import rank
+from rl.distributed import leave_process_group, rank
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -39,9 +37,7 @@ def reported() -> Iterator[None]:
             print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     finally:
-        # Without this, a run can abort at the interpreter's exit, when gloo's threads outlive it.
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        leave_process_group()
 
 
 def leave(code: int) -> NoReturn:

@@ -26,9 +26,14 @@ def save_checkpoint(path: Path, policy: Agent, config: Mapping[str, Any]) -> Non
     unfinished.replace(path)
 
 
-def load_policy(path: str | Path) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """The trained policy of a checkpoint: from an observation [D], or several [N, D], to the likeliest action."""
+def load_agent(path: str | Path) -> Agent:
+    """The trained agent of a checkpoint, on the CPU."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     agent = Agent(Spaces.from_dict(content["spaces"]), Network(**content["config"]["network"]))
     agent.load_state_dict(content["agent"])
-    return functools.partial(act, agent)
+    return agent
+
+
+def load_policy(path: str | Path) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """The trained policy of a checkpoint: from an observation [D], or several [N, D], to the likeliest action."""
+    return functools.partial(act, load_agent(path))

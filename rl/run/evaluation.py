@@ -71,11 +71,11 @@ def check_video(config: EnvConfig) -> None:
     if importlib.util.find_spec("moviepy") is None:
         raise UserError("--capture-video: needs moviepy; install it with: pip install -e '.[video]'")
     try:
+        if "rgb_array" not in gym.make(config.env_id).metadata.get("render_modes", []):
+            raise UserError(f"--capture-video: {config.env_id} cannot draw itself (render_mode rgb_array)")
         env = gym.make(config.env_id, render_mode="rgb_array")
         env.reset()
-        frame = env.render()
+        env.render()
         env.close()
     except gym.error.Error as error:
         raise UserError(f"--capture-video with --env-id {config.env_id}: {error}") from error
-    if not isinstance(frame, np.ndarray):
-        raise UserError(f"--capture-video: {config.env_id} cannot draw itself (render_mode rgb_array)")

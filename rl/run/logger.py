@@ -91,16 +91,15 @@ class Progress:
     def __init__(self, total_steps: int) -> None:
         """`total_steps` of all ranks."""
         self.total_steps = total_steps
-        self.in_terminal = sys.stderr.isatty()
         self.next_line = 0.1
         self.mean_return = float("nan")
-        self.bar = tqdm(total=total_steps, unit=" steps", unit_scale=True, disable=not self.in_terminal)
+        self.bar = tqdm(total=total_steps, unit=" steps", unit_scale=True) if sys.stderr.isatty() else None
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows how far the run is, the mean return of the episodes that ended last, and the speed."""
         self.mean_return = metrics.get("Rewards/rew_avg", self.mean_return)
         text = f"return {self.mean_return:.2f}"
-        if self.in_terminal:
+        if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(step - self.bar.n)
         elif step >= self.next_line * self.total_steps:
@@ -110,4 +109,5 @@ class Progress:
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,116 @@
+"""Environments whose values and best actions are known (after Andy Jones, "Debugging RL, Without the Agonizing Pain").
+
+Each isolates one thing that an implementation can get wrong; the last two are about how episodes end.
+"""
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+Obs = np.ndarray
+
+
+class Probe(gym.Env[Obs, Any]):
+    """One observation of one number, and a single step, unless a probe says otherwise."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space: gym.Space[Any] = gym.spaces.Discrete(2)
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    length = 1
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.elapsed = 0
+        self.obs = self.observe()
+        return self.obs, {}
+
+    def step(self, action: Any) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        reward = self.reward(action)
+        self.elapsed += 1
+        self.obs = self.observe()
+        return self.obs, reward, self.elapsed == self.length, False, {}
+
+    def observe(self) -> Obs:
+        return np.zeros(1, np.float32)
+
+    def reward(self, action: Any) -> float:
+        return 1.0
+
+
+class ConstantReward(Probe):
+    """The critic learns a constant."""
+
+
+class RewardByObservation(Probe):
+    """The critic learns a function of the observation."""
+
+    def observe(self) -> Obs:
+        return np.float32([self.np_random.choice([-1, 1])])
+
+    def reward(self, action: Any) -> float:
+        return float(self.obs[0])
+
+
+class DelayedReward(Probe):
+    """A reward is discounted back to the step before."""
+
+    length = 2
+
+    def observe(self) -> Obs:
+        return np.float32([self.elapsed % 2])
+
+    def reward(self, action: Any) -> float:
+        return float(self.elapsed == 1)
+
+
+class RewardByAction(Probe):
+    """The actor learns an action."""
+
+    def reward(self, action: Any) -> float:
+        return 1.0 if action == 1 else -1.0
+
+
+class RewardByActionAndObservation(RewardByObservation):
+    """The actor learns an action for each observation."""
+
+    def reward(self, action: Any) -> float:
+        return 1.0 if (action == 1) == (self.obs[0] > 0) else -1.0
+
+
+class RewardByContinuousAction(Probe):
+    """The actor learns a real number: 0.5."""
+
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reward(self, action: Any) -> float:
+        return 1 - float((action[0] - 0.5) ** 2)
+
+
+class EndlessReward(Probe):
+    """A time limit that the agent cannot see is no end: the value is that of rewards for ever."""
+
+    length = 1_000_000
+
+
+def reset_in_the_next_step(num_envs: int) -> SyncVectorEnv:
+    """`ConstantReward`, whose every second row is the step that resets it and rewards with 0.
+
+    Who learns from those rows takes their observation for a step that gives nothing and goes on: its value falls
+    below 1, and the mean return is halved.
+    """
+    return SyncVectorEnv([ConstantReward] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+
+for probe, limit in (
+    (ConstantReward, None),
+    (RewardByObservation, None),
+    (DelayedReward, None),
+    (RewardByAction, None),
+    (RewardByActionAndObservation, None),
+    (RewardByContinuousAction, None),
+    (EndlessReward, 5),
+):
+    gym.register(f"{probe.__name__}-v0", entry_point=probe, max_episode_steps=limit)
+gym.register("ResetInNextStep-v0", entry_point=ConstantReward, vector_entry_point=reset_in_the_next_step)

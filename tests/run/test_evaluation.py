@@ -1,0 +1,73 @@
+"""Greedy episodes: one a piece, whole, reproducible; and films of them."""
+
+from pathlib import Path
+
+import gymnasium as gym
+import imageio.v3
+import numpy as np
+import pytest
+import torch
+
+from rl.agent import Agent, Network
+from rl.envs.stepping import EnvConfig, make_envs
+from rl.run.evaluation import Evaluation, act, evaluate, record_video
+
+
+class Balancer(Agent):
+    """A CartPole policy that needs no learning: push to where the pole falls."""
+
+    def forward(self, obs: torch.Tensor) -> tuple[object, torch.Tensor]:
+        distribution, value = super().forward(obs)
+        lean = obs[..., 2] + 0.5 * obs[..., 3]
+        return type(distribution).from_logits(torch.stack([-lean, lean], dim=-1)), value
+
+
+def evaluate_on(config: EnvConfig, policy: type[Agent] = Agent, **kwargs: int) -> Evaluation:
+    envs = make_envs(config)
+    torch.manual_seed(1)
+    evaluation = evaluate(policy(envs.spaces, Network()), envs, **{"seed": 3, "max_steps": 1000} | kwargs)
+    envs.close()
+    return evaluation
+
+
+@pytest.mark.parametrize("vectorization", ["auto", "sync"])
+def test_each_environment_plays_one_whole_episode(vectorization: str) -> None:
+    good, bad = (
+        evaluate_on(EnvConfig("CartPole-v1", 6, vectorization), policy).total_return for policy in (Balancer, Agent)
+    )
+    assert good.tolist() == [500] * 6
+    assert (bad < 100).all() and (bad >= 8).all()  # no pole falls in fewer than eight steps
+
+
+def test_the_return_is_that_of_the_same_actions_in_a_single_environment() -> None:
+    torch.manual_seed(1)
+    env = gym.make("CustomEnv-v0")
+    envs = make_envs(EnvConfig("CustomEnv-v0", 2))
+    policy = Agent(envs.spaces, Network(ortho_init=False))
+    obs, total, ended = env.reset()[0], 0.0, False
+    while not ended:
+        obs, reward, terminated, truncated, _ = env.step(act(policy, obs))
+        total, ended = total + reward, terminated or truncated
+    assert evaluate(policy, envs, seed=3, max_steps=1000).total_return.tolist() == pytest.approx([total] * 2, abs=1e-4)
+
+
+def test_an_episode_that_does_not_end_is_cut_and_said_to_be() -> None:
+    evaluation = evaluate_on(EnvConfig("CartPole-v1", 2), Balancer, max_steps=20)
+    assert evaluation.total_return.tolist() == [20, 20] and evaluation.unfinished.tolist() == [True, True]
+
+
+def test_evaluation_depends_on_its_seed_alone() -> None:
+    config = EnvConfig("Pendulum-v1", 3, "sync")
+    first, again, other = (evaluate_on(config, seed=seed).total_return for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_a_video_shows_the_episode(tmp_path: Path) -> None:
+    config = EnvConfig("CustomEnv-v0", 1)
+    policy = Agent(make_envs(config).spaces, Network())
+    path = tmp_path / "videos" / "film.mp4"
+    record_video(policy, config, path, seed=1, max_steps=5)
+    frames = imageio.v3.imread(path)
+    assert [file.name for file in path.parent.iterdir()] == ["film.mp4"]
+    assert frames.shape[1:] == (120, 480, 3) and 5 <= len(frames) <= 6
+    assert not np.array_equal(frames[0], frames[-1])

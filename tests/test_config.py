@@ -1,0 +1,131 @@
+"""The flags: which there are, what they mean, and what the wrong ones are answered."""
+
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import train_torch
+from rl.config import Config, command_line, parse
+from rl.learners.ppo import PPO
+from tests import probes  # noqa: F401 (registers them)
+
+# fmt: off
+FLAGS = [
+    "activation_function", "anneal_lr", "capture_video", "clip_coef", "clip_vloss", "cuda", "ent_coef", "env_id",
+    "eval_episodes", "exp_name", "gae_lambda", "gamma", "hidden_layers", "hidden_size", "learning_rate", "log_dir",
+    "max_eval_steps", "max_grad_norm", "normalize_advantages", "num_envs", "num_steps", "ortho_init",
+    "per_rank_batch_size", "player_on_gpu", "seed", "share_data", "shared_encoder", "target_kl",
+    "torch_deterministic", "total_timesteps", "update_epochs", "vectorization", "vf_coef",
+]
+# fmt: on
+
+
+def test_the_set_of_flags() -> None:
+    assert sorted(Config().flags()) == sorted(FLAGS)
+
+
+def test_every_flag_is_in_the_help_with_its_meaning_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse(["--help"])
+    assert exit_.value.code == 0
+    help_text = capsys.readouterr().out
+    for name in FLAGS:
+        assert f"--{name.replace('_', '-')}" in help_text
+    for group in ("env options", "network options", "learner options"):
+        assert group in help_text
+    assert "Discount factor. (default: 0.95)" in " ".join(help_text.replace("│", " ").split())
+
+
+def test_flags_are_flat_and_in_any_order() -> None:
+    config = parse(["--gamma", "0.5", "--env-id", "CartPole-v1", "--no-anneal-lr", "--hidden-size", "8", "--cuda"])
+    assert (config.learner.gamma, config.env.env_id, config.learner.anneal_lr) == (0.5, "CartPole-v1", False)
+    assert (config.network.hidden_size, config.cuda) == (8, True)
+
+
+@dataclass(frozen=True)
+class Other:
+    """Another learner."""
+
+    ent_coef: float = 7.0
+    """Its own default."""
+
+
+@dataclass(frozen=True)
+class TwoLearners(Config):
+    """Flags with a choice of learners."""
+
+    learner: PPO | Other = field(default_factory=PPO)  # type: ignore[assignment]
+
+
+def test_further_learners_can_become_subcommands_while_the_flat_flags_mean_ppo() -> None:
+    assert parse(["--ent-coef", "0.5", "--num-envs", "3"], TwoLearners).learner == PPO(ent_coef=0.5)
+    config = parse(["other", "--num-envs", "3"], TwoLearners)
+    assert config.learner == Other() and config.env.num_envs == 3
+
+
+def test_total_timesteps_count_the_steps_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    config = parse(["--total-timesteps", "10000", "--num-envs", "10", "--num-steps", "100"])
+    assert config.steps_per_update() == 3000 and config.num_updates() == 3
+
+
+BAD_INPUT = [
+    ("--num-envs 0", "--num-envs 0: must be at least 1"),
+    ("--num-envs -3", "--num-envs -3: must be at least 1"),
+    ("--num-steps 0", "--num-steps 0: must be at least 1"),
+    ("--num-envs 2 --num-steps 8 --per-rank-batch-size 17", "--per-rank-batch-size 17: .* 2 × --num-steps 8 = 16 rows"),
+    ("--per-rank-batch-size 0", "--per-rank-batch-size 0: must be at least 1"),
+    ("--total-timesteps 8191", "--total-timesteps 8191: less than one rollout .* = 8192 steps"),
+    ("--learning-rate nan", "--learning-rate nan: must be a finite number above 0"),
+    ("--learning-rate 1e400", "--learning-rate inf: must be a finite number above 0"),
+    ("--clip-coef 0", "--clip-coef 0.0: must be a finite number above 0"),
+    ("--target-kl -1", "--target-kl -1.0: must be a finite number above 0"),
+    ("--max-grad-norm 0", "--max-grad-norm 0.0: must be"),
+    ("--gamma 1.5", "--gamma 1.5: must lie between 0 and 1"),
+    ("--gae-lambda -0.1", "--gae-lambda -0.1: must lie between 0 and 1"),
+    ("--ent-coef inf", "--ent-coef inf: must be a finite number"),
+    ("--update-epochs 0", "--update-epochs 0: must be at least 1"),
+    ("--hidden-size 0", "--hidden-size 0: must be at least 1"),
+    ("--hidden-layers 0", "--hidden-layers 0: must be at least 1"),
+    ("--eval-episodes 0", "--eval-episodes 0: must be at least 1"),
+    ("--max-eval-steps 0", "--max-eval-steps 0: must be at least 1"),
+    ("--seed -1", "--seed -1: must lie between 0 and 4294967295"),
+    ("--seed 4294967296", "--seed 4294967296: must lie between"),
+    ("--exp-name ../../x", "--exp-name '../../x': must be"),
+    ("--env-id nope-v0", "--env-id nope-v0: Environment `nope` doesn't exist"),
+    ("--env-id LunarLander-v2", "--env-id LunarLander-v2: .*LunarLander-v3"),
+    ("--env-id a:b:c", "--env-id 'a:b:c': must look like"),
+    ("--env-id no.such.module:Env-v0", "--env-id no.such.module:Env-v0: No module named 'no'"),
+    ("--env-id FrozenLake-v1", "--env-id FrozenLake-v1: its observation space is Discrete"),
+    ("--env-id CustomEnv-v0 --log-dir /dev/null", "--log-dir /dev/null: no folder can be made there"),
+    ("--log-dir /proc", "--log-dir /proc: no folder can be made there"),
+    ("--cuda", r"--cuda: 1 rank\(s\) on this machine need a GPU each, and torch finds 0 here"),
+    ("--player-on-gpu", "--player-on-gpu: every rank of this program plays on the device that it learns on"),
+    ("--capture-video --env-id ConstantReward-v0", "--capture-video: ConstantReward-v0 cannot draw itself"),
+    ("--numenvs 3", "Unrecognized"),
+    ("--num-envs x", "num-envs"),
+    ("--share-data true", "true"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_INPUT, ids=[flags for flags, _ in BAD_INPUT])
+def test_bad_input_is_answered_with_one_message_and_leaves_nothing(
+    flags: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_torch.py", *flags.split()])
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(SystemExit) as exit_:
+        command_line(train_torch.main)
+    assert exit_.value.code == 2
+    error = capfd.readouterr().err
+    words = " ".join(error.replace("│", " ").split())
+    assert re.search(message, words), error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []

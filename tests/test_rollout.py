@@ -1,0 +1,82 @@
+"""What the collector keeps: true successors, behaviour probabilities, and a stream that rollouts only cut."""
+
+from collections.abc import Iterator
+
+import gymnasium as gym
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from rl.agent import Agent, Network
+from rl.envs.stepping import EnvConfig, Stepper, make_envs
+from rl.rollout import Collector, Rollout
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def agent_for(envs: Stepper) -> Agent:
+    torch.manual_seed(3)
+    return Agent(envs.spaces, Network(ortho_init=False))
+
+
+def collector(env_id: str, num_envs: int, first_env: int = 0, vectorization: str = "sync") -> Collector:
+    envs = make_envs(EnvConfig(env_id, num_envs=num_envs, vectorization=vectorization))
+    return Collector(envs, agent_for(envs), seed=1, first_env=first_env)
+
+
+def assert_equal(ours: Rollout, theirs: Rollout) -> None:
+    for name, field, other in zip(Rollout._fields, ours, theirs, strict=True):
+        assert torch.equal(field, other), name
+
+
+def test_a_rollout_is_the_stream_of_steps_wherever_it_is_cut() -> None:
+    whole, parts = collector("CartPole-v1", 3), collector("CartPole-v1", 3)
+    pieces = [parts.collect(n) for n in (10, 1, 29)]
+    assert_equal(whole.collect(40), Rollout(*map(torch.cat, zip(*pieces, strict=True))))
+
+
+@pytest.mark.parametrize("env_id", ["CustomEnv-v0", "CartPole-v1", "Pendulum-v1"])
+def test_two_ranks_collect_what_one_rank_with_all_their_environments_does(env_id: str) -> None:
+    whole = collector(env_id, 8).collect(230)
+    halves = [collector(env_id, 4, first).collect(230) for first in (0, 4)]
+    assert_equal(whole, Rollout(*(torch.cat(fields, dim=1) for fields in zip(*halves, strict=True))))
+    assert whole.truncated.any() or whole.terminated.any()
+
+
+def test_behaviour_is_recorded_with_the_policy_that_acted() -> None:
+    collecting = collector("CartPole-v1", 4)
+    rollout = collecting.collect(50)
+    distribution, value = collecting.policy(rollout.obs)
+    assert torch.allclose(distribution.log_prob(rollout.action), rollout.log_prob, atol=1e-6)
+    assert torch.allclose(value, rollout.value, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_next_observations_are_the_next_rows_within_an_episode_and_the_final_ones_at_its_end(
+    mode: AutoresetMode,
+) -> None:
+    envs = Stepper(SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 3, autoreset_mode=mode), "CartPole-v1")
+    rollout = Collector(envs, agent_for(envs), seed=1, first_env=0).collect(120)
+    follows = torch.equal(rollout.next_obs[:-1], rollout.obs[1:])
+    ended = rollout.terminated | rollout.truncated
+    assert ended.sum() > 5
+    within = ~ended[:-1]
+    assert torch.equal(rollout.next_obs[:-1][within], rollout.obs[1:][within])
+    # CartPole ends where the pole leans or the cart is far; a first observation is near 0.
+    final = rollout.next_obs[rollout.terminated]
+    assert ((final[:, 0].abs() > 2.4) | (final[:, 2].abs() > 0.2094)).all()
+    assert follows == (mode == AutoresetMode.NEXT_STEP)
+    resets = torch.zeros_like(ended)
+    resets[1:] = ended[:-1] if mode == AutoresetMode.NEXT_STEP else False
+    assert torch.equal(rollout.weight == 0, resets)
+
+
+def test_collecting_leaves_the_global_generator_alone() -> None:
+    collecting = collector("CustomEnv-v0", 4)
+    before = torch.get_rng_state()
+    collecting.collect(20)
+    assert torch.equal(torch.get_rng_state(), before)
