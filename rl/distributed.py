@@ -35,7 +35,7 @@ def leave_process_group() -> None:
     """Ends this process's part in the process group, if there is one, and the threads behind it.
 
     A DistributedDataParallel keeps the group alive, and is part of a reference cycle. Where either is left to the
-    interpreter's exit, the group's threads may then touch what is gone: one run in ten aborted there.
+    interpreter's exit, the group's threads may then touch what is gone, and some runs abort there.
     """
     if dist.is_initialized():
         gc.collect()

@@ -109,8 +109,9 @@ class Run:
 
     def finish(self) -> None:
         """Rank 0 saves the agent, evaluates it and says where everything is."""
-        if rank() != 0:
+        if self.progress is None:
             return
+        self.progress.close()  # what follows is printed below it
         save_checkpoint(self.folder / "last.ckpt", self.policy, self.config.to_dict())
         envs = make_envs(replace(self.config.env, num_envs=self.config.eval_episodes, vectorization="sync"))
         evaluation = evaluate(

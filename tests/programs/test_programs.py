@@ -1,0 +1,172 @@
+"""The programs, started as a user starts them."""
+
+import fcntl
+import math
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import torch
+
+import rl
+from tests.programs.launch import ROOT, agent_of, fabric, run_folder, scalars, succeeded, torchrun
+
+OPTIMUM = 198.970171
+TAGS = {
+    "Rewards/rew_avg",
+    "Game/ep_len_avg",
+    "Loss/policy_loss",
+    "Loss/value_loss",
+    "Loss/entropy_loss",
+    "Info/learning_rate",
+    "Info/approx_kl",
+    "Info/clip_fraction",
+    "Info/explained_variance",
+    "Info/grad_norm",
+    "Time/step_per_second",
+    "Time/collect_seconds",
+    "Time/learn_seconds",
+    "Test/cumulative_reward",
+}
+SMALL = ["--num-envs", "4", "--num-steps", "32", "--hidden-size", "16", "--eval-episodes", "2"]
+
+
+def test_the_bare_command_learns_custom_env_to_its_optimum() -> None:
+    output = succeeded(fabric())
+    folder = run_folder("fabric_logs")
+    for line in (
+        "CustomEnv-v0 after 999,424 steps",
+        "return 198.97, from 198.97 to 198.97 in 10 episodes",
+        f"logs and agent   {folder}",
+        f"tensorboard --logdir {folder.parent}",
+    ):
+        assert output.count(line) == 1
+    logged = scalars(folder)
+    assert set(logged) == TAGS
+    assert logged["Test/cumulative_reward"] == [(999_424, pytest.approx(OPTIMUM, abs=1e-4))]
+    assert logged["Rewards/rew_avg"][-1][1] >= 190
+    assert all(math.isfinite(value) for series in logged.values() for _, value in series)
+    steps = [step for step, _ in logged["Loss/policy_loss"]]
+    assert steps == list(range(16_384, 999_425, 16_384))
+    rates = [value for _, value in logged["Info/learning_rate"]]
+    assert rates[0] == pytest.approx(3e-3) and rates[-1] == pytest.approx(3e-3 / 61)
+    # 128 environments over both ranks, whose episodes take 200 steps once they are learned.
+    assert logged["Game/ep_len_avg"][-1][1] == 200
+
+    policy, env = rl.load_policy(folder / "last.ckpt"), gym.make("CustomEnv-v0")
+    obs, total = env.reset()[0], 0.0
+    for _ in range(200):
+        obs, reward, *_ = env.step(policy(obs))
+        total += reward
+    assert total == pytest.approx(OPTIMUM, abs=1e-4)
+
+
+VARIANTS = {
+    "defaults": (2, ""),
+    "one-rank": (1, ""),
+    "shared-data": (2, "--share-data"),
+    "uneven-minibatches": (2, "--num-envs 5 --num-steps 1 --per-rank-batch-size 2 --total-timesteps 300"),
+    "uneven-shared": (3, "--share-data --num-envs 1 --num-steps 5 --per-rank-batch-size 2 --total-timesteps 150"),
+    "everything-else": (
+        2,
+        "--env-id Pendulum-v1 --clip-vloss --ent-coef 0.01 --no-anneal-lr --no-normalize-advantages --no-ortho-init"
+        " --no-shared-encoder --activation-function relu --target-kl 0.001 --torch-deterministic --seed 7",
+    ),
+    "next-step-autoreset": (2, "--env-id CartPole-v1"),
+    "async": (2, "--env-id CartPole-v1 --vectorization async --num-envs 2"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fabric_and_torch_end_with_the_same_parameters(variant: str) -> None:
+    ranks, flags = VARIANTS[variant]
+    arguments = [*SMALL, "--total-timesteps", "3000", *flags.split()]
+    succeeded(fabric(*arguments, ranks=ranks))
+    succeeded(torchrun(*arguments, ranks=ranks))
+    ours, theirs = agent_of(run_folder("fabric_logs")), agent_of(run_folder("torch_logs"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    first, second = scalars(run_folder("fabric_logs")), scalars(run_folder("torch_logs"))
+    untimed = [tag for tag in first if not tag.startswith("Time/")]
+    assert {tag: first[tag] for tag in untimed} == {tag: second[tag] for tag in untimed}
+    assert set(second) == set(first)
+
+
+@pytest.mark.parametrize("options", [("--precision=bf16-mixed",), ("--precision=16-mixed",), ("--strategy=ddp",)])
+def test_precisions_and_strategies_of_fabric_run(options: tuple[str, ...]) -> None:
+    result = fabric(*SMALL, "--total-timesteps", "60000", "--num-envs", "32", options=options)
+    succeeded(result)
+    if options == ("--precision=16-mixed",):
+        assert "`precision='bf16-mixed'`" in result.stderr or "bf16-mixed" in result.stderr
+    agent = agent_of(run_folder("fabric_logs"))
+    assert all(parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in agent.values())
+    # Any precision soon keeps the mass on the track longer than a random policy, which gets 18.
+    assert scalars(run_folder("fabric_logs"))["Rewards/rew_avg"][-1][1] > 40
+
+
+def test_shared_data_changes_the_training_and_not_the_experience_before_it() -> None:
+    for flags in ((), ("--share-data",)):
+        succeeded(torchrun(*SMALL, "--total-timesteps", "1024", "--exp-name", f"x{len(flags)}", *flags))
+    runs = sorted(Path("logs/torch_logs").iterdir())
+    own, shared = (scalars(run) for run in runs)
+    assert own["Info/explained_variance"][0] == shared["Info/explained_variance"][0]
+    agents = [agent_of(run) for run in runs]
+    assert any(not torch.equal(agents[0][name], agents[1][name]) for name in agents[0])
+
+
+def test_videos_are_filmed_during_training_and_after_it() -> None:
+    succeeded(torchrun(*SMALL, "--capture-video", "--total-timesteps", "1024", ranks=1))
+    films = {str(path.relative_to(run_folder("torch_logs"))) for path in run_folder("torch_logs").rglob("*.mp4")}
+    steps = [128, 256, 512, 1024]
+    assert films == {"test_videos/greedy.mp4", *(f"train_videos/step_{step}.mp4" for step in steps)}
+
+
+def test_in_a_terminal_there_is_a_progress_bar() -> None:
+    shown = _output_in_a_terminal([sys.executable, ROOT / "train_torch.py", *SMALL, "--total-timesteps", "12800"])
+    assert re.search(r"\d+%\|.*steps/s, return -?\d+\.\d\d\]", shown)
+    assert "of 12,800 steps" not in shown
+    assert shown.count("greedy policy") == 1
+
+
+def _output_in_a_terminal(command: list[object]) -> str:
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 110, 0, 0))  # rows and columns
+    process = subprocess.Popen(list(map(str, command)), stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(controller, 65536)
+        except OSError:  # the terminal's last holder has gone
+            break
+        if not chunk:
+            break
+        shown += chunk
+    os.close(controller)
+    assert process.wait() == 0
+    return shown.decode()
+
+
+@pytest.mark.parametrize("start", [fabric, torchrun])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--num-envs", "0"), "--num-envs 0: must be at least 1"),
+        (("--env-id", "nope-v0"), "--env-id nope-v0: Environment `nope` doesn't exist"),
+        (("--numenvs", "3"), "Unrecognized options: --numenvs"),
+        (("--log-dir", "/dev/null"), "--log-dir /dev/null: no folder can be made there"),
+    ],
+)
+def test_two_ranks_answer_bad_input_once(start: object, flags: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    result = start(*flags)
+    assert result.returncode != 0
+    assert result.stderr.count(message) == 1, result.stderr
+    # The launcher may show where it stood itself; our files are in no traceback.
+    assert f'File "{ROOT}/rl' not in result.stderr and f'File "{ROOT}/train' not in result.stderr
+    assert list(tmp_path.iterdir()) == []
