@@ -9,7 +9,8 @@ from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor
 
 from rl.agent import Agent
-from rl.config import Config, command_line
+from rl.command_line import command_line
+from rl.config import Config
 from rl.distributed import mean_over_ranks, rank, share, sum_over_ranks, world_size
 from rl.envs.stepping import make_envs
 from rl.learners.ppo import Metrics, Rows

@@ -8,7 +8,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from rl.agent import Agent
-from rl.config import Config, command_line
+from rl.command_line import command_line
+from rl.config import Config
 from rl.distributed import local_rank, mean_over_ranks, rank, share, sum_over_ranks, world_size
 from rl.envs.stepping import make_envs
 from rl.learners.ppo import Metrics, Rows

@@ -1,22 +1,17 @@
-"""The flags of the programs, and what happens before any of them starts to work."""
+"""The flags of the programs, and the checks of their values."""
 
-import contextlib
-import os
 import re
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import tyro
 
 from rl.agent import Network
-from rl.distributed import choose_threads, local_world_size, rank, world_size
+from rl.distributed import local_world_size, world_size
 from rl.envs.stepping import EnvConfig
-from rl.errors import USAGE_ERROR, UserError, leave, reported, require
+from rl.errors import UserError, require
 from rl.learners.ppo import PPO
-from rl.run.evaluation import check_video
 
 
 @dataclass(frozen=True)
@@ -94,36 +89,3 @@ class Config:
         """The flags by name, as plain values."""
         groups = (group if isinstance(group, Mapping) else {name: group} for name, group in asdict(self).items())
         return {name: value for group in groups for name, value in group.items()}
-
-
-def command_line(main: Callable[[Config], None]) -> None:
-    """Runs a program: reads and checks the flags, settles what holds for the whole process, and calls `main`."""
-    with reported():
-        config = parse(sys.argv[1:])
-        config.check()
-        if config.capture_video:
-            check_video(config.env)
-        choose_threads()
-        if config.torch_deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-        main(config)
-
-
-def parse(arguments: list[str], config: type[Config] = Config) -> Config:
-    """The flags of a command line. The default learner's stand flat among the others, further ones' in subcommands.
-
-    Raises:
-        SystemExit: A flag is unknown, or its value of the wrong type; rank 0 has said so.
-    """
-    with contextlib.ExitStack() as stack:
-        if rank() != 0:
-            silence = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(silence))
-            stack.enter_context(contextlib.redirect_stderr(silence))
-        try:
-            return tyro.cli(config, args=arguments, config=(tyro.conf.OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs))
-        except SystemExit as exit_:
-            if exit_.code == USAGE_ERROR:
-                leave(USAGE_ERROR)
-            raise

@@ -26,6 +26,7 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     environment, files = variables(), set(os.listdir(ROOT)) - CACHES
     threads = set(threading.enumerate())
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
     # Ranks that a test starts, and threads that torch starts here, share the machine's cores.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield

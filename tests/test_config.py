@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import train_torch
-from rl.config import Config, command_line, parse
+from rl.command_line import command_line, parse
+from rl.config import Config
 from rl.learners.ppo import PPO
 from tests import probes  # noqa: F401 (registers them)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import train_torch
-from rl.config import parse
+from rl.command_line import parse
 from rl.distributions import Categorical
 from rl.run.checkpoint import load_agent
 from tests import probes  # noqa: F401 (registers them)

@@ -75,11 +75,12 @@ class Run:
     def updates(self) -> Iterator[float]:
         """Counts the updates of the run, as the fraction of them that is done; logs each when it has ended."""
         num_updates, steps_per_update = self.config.num_updates(), self.config.steps_per_update()
+        began_at = time.perf_counter()
         for update in range(num_updates):
-            began_at = time.perf_counter()
             yield update / num_updates
             metrics = self.averages.take()
-            seconds = time.perf_counter() - began_at
+            ended_at = time.perf_counter()
+            seconds, began_at = ended_at - began_at, ended_at
             self.step += steps_per_update
             self.seconds += seconds
             self.last_metrics |= metrics
