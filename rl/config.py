@@ -16,7 +16,7 @@ from rl.learners.ppo import PPO
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run depends on."""
+    """Train a policy by proximal policy optimisation, on as many ranks as the launcher starts."""
 
     exp_name: str = "default"
     """Name of the experiment, a part of the run folder's name."""

@@ -28,8 +28,7 @@ class EnvConfig:
     num_envs: int = 64
     """Number of environments of each rank."""
     vectorization: Literal["auto", "sync", "async"] = "auto"
-    """How a rank steps its environments: one after the other, each in a process of its own, or (auto) by the
-    environment's own batched class where it has one, else one after the other."""
+    """How a rank steps its environments: sync, in turn; async, each in a process; auto, batched if they can be."""
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""

@@ -17,7 +17,9 @@ from rl.run.evaluation import act
 
 def save_checkpoint(path: Path, policy: Agent, config: Mapping[str, Any]) -> None:
     """Writes the agent, and all it takes to build it again; the file is whole or absent, whenever the machine stops."""
-    content = {"agent": policy.state_dict(), "spaces": asdict(policy.spaces), "config": dict(config)}
+    # On the CPU, so that a machine without a GPU can read it.
+    state = {name: value.cpu() for name, value in policy.state_dict().items()}
+    content = {"agent": state, "spaces": asdict(policy.spaces), "config": dict(config)}
     unfinished = path.with_name(path.name + ".tmp")
     with unfinished.open("wb") as file:
         torch.save(content, file)
