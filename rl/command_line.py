@@ -10,7 +10,7 @@ import tyro
 
 from rl.config import Config
 from rl.distributed import choose_threads, rank
-from rl.errors import USAGE_ERROR, leave, reported
+from rl.errors import USAGE_ERROR, let_rank_0_speak, reported
 from rl.run.evaluation import check_video
 
 
@@ -43,5 +43,5 @@ def parse(arguments: list[str], config: type[Config] = Config) -> Config:
             return tyro.cli(config, args=arguments, config=(tyro.conf.OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs))
         except SystemExit as exit_:
             if exit_.code == USAGE_ERROR:
-                leave(USAGE_ERROR)
+                let_rank_0_speak()
             raise

@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import NoReturn
 
 from rl.distributed import leave_process_group, rank
 
@@ -29,9 +28,9 @@ def reported() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if rank() == 0:
-            print(f"error: {error}", file=sys.stderr)
-        leave(USAGE_ERROR)
+        let_rank_0_speak()
+        print(f"error: {error}" if rank() == 0 else f"error on rank {rank()}: {error}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
         if rank() == 0:
             print("interrupted", file=sys.stderr)
@@ -40,8 +39,7 @@ def reported() -> Iterator[None]:
         leave_process_group()
 
 
-def leave(code: int) -> NoReturn:
-    """Ends this process; ranks other than 0 give rank 0 the time to speak, since a launcher ends all with the first."""
+def let_rank_0_speak() -> None:
+    """Returns at once on rank 0; elsewhere only if rank 0 has nothing to say, since its launcher ends all with one."""
     if rank() != 0 and "TORCHELASTIC_RUN_ID" in os.environ:
         time.sleep(10)
-    sys.exit(code)

@@ -21,8 +21,8 @@ class Logger(Protocol):
     def log_metrics(self, metrics: Any, step: int) -> None:
         """Writes scalars."""
 
-    def log_hyperparams(self, params: Any) -> None:
-        """Writes the flags of the run."""
+    def log_hyperparams(self, params: Any, metrics: Any, step: int) -> None:
+        """Writes the flags of the run and the scalars that they led to."""
 
     def finalize(self, status: str) -> None:
         """Writes what is pending and closes the files."""
@@ -45,10 +45,12 @@ class TensorBoardWriter:
         for tag, value in metrics.items():
             self.writer.add_scalar(tag, value, step)
 
-    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
-        """Writes the flags of the run."""
+    def log_hyperparams(self, params: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
+        """Writes the flags of the run and the scalars that they led to."""
+        self.log_metrics(metrics, step)
+        plain = {name: str(value) if value is None else value for name, value in params.items()}
         # SummaryWriter.add_hparams would open a second run in a folder of its own.
-        for summary in hparams(dict(params), {}):  # type: ignore[no-untyped-call]
+        for summary in hparams(plain, metrics):  # type: ignore[no-untyped-call]
             self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
     def finalize(self, status: str) -> None:

@@ -1,6 +1,7 @@
 """What is kept of a run, and what is told of it; it knows nothing of learning."""
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -61,9 +62,9 @@ class Run:
         self.last_metrics: dict[str, float] = {}
 
     def __enter__(self) -> Self:
-        """Logs the flags."""
+        """Keeps the flags."""
         if rank() == 0:
-            self.logger.log_hyperparams(self.config.flags())
+            (self.folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2))
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
@@ -122,7 +123,8 @@ class Run:
             max_steps=self.config.max_eval_steps,
         )
         envs.close()
-        self.logger.log_metrics({"Test/cumulative_reward": evaluation.total_return.mean().item()}, self.step)
+        reached = {"Test/cumulative_reward": evaluation.total_return.mean().item()}
+        self.logger.log_hyperparams(self.config.flags(), reached, self.step)
         if self.config.capture_video:
             self._film("test_videos", "greedy")
         print(self._summary(evaluation))

@@ -1,13 +1,18 @@
 """Starts the programs as a user does, and reads what they leave."""
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,15 +34,25 @@ def torchrun(*flags: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
 
 
 def start(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command, run to its end in the present folder."""
-    return subprocess.run(
+    """The command, run to its end in the present folder; none of its processes may outlive it."""
+    mark = uuid.uuid4().hex
+    result = subprocess.run(
         [str(part) for part in command],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_SECONDS,
         check=False,
-        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
+        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "RL_TEST_MARK": mark},
     )
+    assert not psutil.wait_procs(list(_marked(mark)), timeout=5)[1], "the program left a process behind"
+    return result
+
+
+def _marked(mark: str) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("RL_TEST_MARK") == mark:
+                yield process
 
 
 def succeeded(result: subprocess.CompletedProcess[str]) -> str:
@@ -55,6 +70,15 @@ def run_folder(program: str) -> Path:
 def agent_of(folder: Path) -> dict[str, Tensor]:
     """The trained agent's state."""
     return torch.load(folder / "last.ckpt", weights_only=True)["agent"]
+
+
+def hyperparameters(folder: Path) -> set[str]:
+    """Names of the flags that TensorBoard shows beside the run's result."""
+    events = EventAccumulator(str(folder)).Reload()
+    plugin_data = HParamsPluginData.FromString(
+        events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    )
+    return set(plugin_data.session_start_info.hparams)
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

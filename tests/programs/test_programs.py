@@ -1,6 +1,7 @@
 """The programs, started as a user starts them."""
 
 import fcntl
+import json
 import math
 import os
 import pty
@@ -16,7 +17,8 @@ import pytest
 import torch
 
 import rl
-from tests.programs.launch import ROOT, agent_of, fabric, run_folder, scalars, succeeded, torchrun
+from rl.config import Config
+from tests.programs.launch import ROOT, agent_of, fabric, hyperparameters, run_folder, scalars, succeeded, torchrun
 
 OPTIMUM = 198.970171
 TAGS = {
@@ -96,6 +98,9 @@ def test_fabric_and_torch_end_with_the_same_parameters(variant: str) -> None:
     untimed = [tag for tag in first if not tag.startswith("Time/")]
     assert {tag: first[tag] for tag in untimed} == {tag: second[tag] for tag in untimed}
     assert set(second) == set(first)
+    for folder in (run_folder("fabric_logs"), run_folder("torch_logs")):
+        assert hyperparameters(folder) == set(Config().flags())
+        assert json.loads((folder / "config.json").read_text())["total_timesteps"] in (150, 300, 3000)
 
 
 @pytest.mark.parametrize("options", [("--precision=bf16-mixed",), ("--precision=16-mixed",), ("--strategy=ddp",)])
@@ -108,6 +113,16 @@ def test_precisions_and_strategies_of_fabric_run(options: tuple[str, ...]) -> No
     assert all(parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in agent.values())
     # Any precision soon keeps the mass on the track longer than a random policy, which gets 18.
     assert scalars(run_folder("fabric_logs"))["Rewards/rew_avg"][-1][1] > 40
+
+
+def test_ranks_play_environments_of_their_own() -> None:
+    """The first rollout of two ranks with four environments each is that of one rank with eight."""
+    for ranks, num_envs in ((1, 8), (2, 4)):
+        flags = f"--env-id CartPole-v1 --vectorization sync --num-envs {num_envs} --total-timesteps 512"
+        succeeded(torchrun(*SMALL, *flags.split(), "--exp-name", f"ranks{ranks}", ranks=ranks))
+    alone, together = (scalars(run) for run in sorted(Path("logs/torch_logs").iterdir()))
+    for tag in ("Rewards/rew_avg", "Game/ep_len_avg", "Info/explained_variance"):
+        assert together[tag][0] == (256, pytest.approx(alone[tag][0][1], rel=1e-4))
 
 
 def test_shared_data_changes_the_training_and_not_the_experience_before_it() -> None:

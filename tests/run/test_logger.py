@@ -10,13 +10,16 @@ from rl.run.logger import Progress, TensorBoardWriter
 
 def test_scalars_and_hyperparameters_are_in_one_event_file(tmp_path: Path) -> None:
     writer = TensorBoardWriter(tmp_path)
-    writer.log_hyperparams({"gamma": 0.9, "env_id": "CartPole-v1", "target_kl": None, "cuda": False})
     for step in (10, 20):
         writer.log_metrics({"Loss/policy_loss": step / 2}, step)
+    writer.log_hyperparams(
+        {"gamma": 0.9, "env_id": "CartPole-v1", "target_kl": None, "cuda": False}, {"Test/cumulative_reward": 7.0}, 20
+    )
     writer.finalize("success")
     assert len(list(tmp_path.iterdir())) == 1
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("Loss/policy_loss")] == [(10, 5), (20, 10)]
+    assert [(event.step, event.value) for event in events.Scalars("Test/cumulative_reward")] == [(20, 7)]
     hyperparameters = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert b"gamma" in hyperparameters and b"CartPole-v1" in hyperparameters
 

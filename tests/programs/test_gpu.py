@@ -1,0 +1,27 @@
+"""The programs on a GPU."""
+
+import pytest
+import torch
+
+import rl
+from tests.programs.launch import agent_of, fabric, run_folder, scalars, succeeded, torchrun
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_a_gpu_learns_custom_env_in_every_precision(precision: str) -> None:
+    succeeded(fabric("--cuda", "--num-envs", "128", ranks=1, options=(f"--precision={precision}",)))
+    logged = scalars(run_folder("fabric_logs"))
+    assert logged["Test/cumulative_reward"][0][1] == pytest.approx(198.970171, abs=1e-2)
+    assert logged["Rewards/rew_avg"][-1][1] >= 190
+
+
+def test_torch_learns_it_too_and_its_agent_can_be_read_without_a_gpu() -> None:
+    succeeded(torchrun("--cuda", "--num-envs", "128", ranks=1))
+    assert scalars(run_folder("torch_logs"))["Rewards/rew_avg"][-1][1] >= 190
+    assert {parameter.device.type for parameter in agent_of(run_folder("torch_logs")).values()} == {"cpu"}
+    assert rl.load_policy(run_folder("torch_logs") / "last.ckpt")([0.5, 0.0]) == 0
