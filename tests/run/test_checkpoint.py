@@ -41,6 +41,7 @@ def test_a_loaded_policy_acts_as_the_saved_one(tmp_path: Path, spaces: Spaces) -
 
 def test_the_file_is_a_plain_dictionary_with_the_agents_state(tmp_path: Path) -> None:
     path, agent = saved(tmp_path, Spaces(3, DiscreteActions(4)))
+    assert list(tmp_path.iterdir()) == [path]
     content = torch.load(path, weights_only=True)
     assert content["agent"].keys() == agent.state_dict().keys()
     assert content["config"]["network"]["hidden_size"] == 8
