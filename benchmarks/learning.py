@@ -21,8 +21,8 @@ TASKS = {
     "custom": "",
     "cartpole": "--env-id CartPole-v1 --total-timesteps 100000 --num-envs 8 --num-steps 64 --per-rank-batch-size 128"
     " --update-epochs 10 --learning-rate 2e-3 --gamma 0.99 --gae-lambda 0.9 --no-shared-encoder",
-    "pendulum": "--env-id Pendulum-v1 --total-timesteps 300000 --num-envs 8 --num-steps 128 --per-rank-batch-size 128"
-    " --update-epochs 10 --learning-rate 2e-3 --gamma 0.9 --no-shared-encoder",
+    "pendulum": "--env-id Pendulum-v1 --total-timesteps 300000 --num-envs 8 --num-steps 256 --per-rank-batch-size 128"
+    " --update-epochs 10 --learning-rate 1e-3 --no-shared-encoder --eval-episodes 100",
     "lunarlander": "--env-id LunarLander-v3 --total-timesteps 500000 --ortho-init --num-envs 2 --num-steps 2048"
     " --per-rank-batch-size 64 --update-epochs 10 --learning-rate 1e-3 --gamma 0.995 --ent-coef 0.01"
     " --no-shared-encoder --activation-function relu",
