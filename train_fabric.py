@@ -13,6 +13,7 @@ from rl.command_line import command_line
 from rl.config import Config
 from rl.distributed import mean_over_ranks, rank, share, sum_over_ranks, world_size
 from rl.envs.stepping import make_envs
+from rl.errors import require
 from rl.learners.ppo import Metrics, Rows
 from rl.rollout import Collector
 from rl.run.run import Run, make_run_folder
@@ -22,6 +23,8 @@ from rl.seeding import Shuffle
 def main(config: Config) -> None:
     """One training run."""
     learner = config.learner
+    strategy = os.environ.get("LT_STRATEGY", "auto")
+    require(strategy.startswith(("auto", "ddp")), "--strategy", strategy, "gradients are averaged by ddp here")
     envs = make_envs(config.env)
     folder = make_run_folder(config, "fabric_logs")
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)

@@ -41,7 +41,9 @@ SMALL = ["--num-envs", "4", "--num-steps", "32", "--hidden-size", "16", "--eval-
 
 
 def test_the_bare_command_learns_custom_env_to_its_optimum() -> None:
-    output = succeeded(fabric())
+    readme = (ROOT / "README.md").read_text()
+    options = re.search(r"bin/fabric run (.*) train_fabric.py$", readme, re.MULTILINE).group(1).split()
+    output = succeeded(fabric(options=(*options,)))
     folder = run_folder("fabric_logs")
     for line in (
         "CustomEnv-v0 after 999,424 steps",
@@ -166,6 +168,12 @@ def _output_in_a_terminal(command: list[object]) -> str:
     os.close(controller)
     assert process.wait() == 0
     return shown.decode()
+
+
+def test_a_strategy_that_is_not_data_parallel_is_refused(tmp_path: Path) -> None:
+    result = fabric(options=("--strategy=fsdp",))
+    assert result.returncode != 0 and result.stderr.count("--strategy fsdp: gradients are averaged by ddp here") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("start", [fabric, torchrun])
