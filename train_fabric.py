@@ -11,7 +11,7 @@ from torch import Tensor
 from rl.agent import Agent
 from rl.command_line import command_line
 from rl.config import Config
-from rl.distributed import mean_over_ranks, rank, share, sum_over_ranks, world_size
+from rl.distributed import Ranks
 from rl.envs.stepping import make_envs
 from rl.errors import require
 from rl.learners.ppo import Metrics, Rows
@@ -31,6 +31,7 @@ def main(config: Config) -> None:
     # Fabric takes --accelerator, --devices, --strategy and --precision of `fabric run` from the environment.
     accelerator = "cuda" if config.cuda else os.environ.get("LT_ACCELERATOR", "cpu")
     fabric = Fabric(accelerator=accelerator, loggers=logger)
+    ranks = Ranks.of()
 
     torch.manual_seed(config.seed)
     agent = Agent(envs.spaces, config.network)
@@ -39,8 +40,8 @@ def main(config: Config) -> None:
     optimizer = torch.optim.Adam(agent.parameters(), lr=learner.learning_rate, eps=1e-5, fused=fused)
     agent, optimizer = fabric.setup(agent, optimizer)
     policy = agent.module  # the same weights, without what makes ranks wait for each other
-    collector = Collector(envs.to(fabric.device), policy, seed=config.seed, first_env=rank() * envs.num_envs)
-    shuffle = Shuffle(config.seed, rank(), world_size(), shared=config.share_data)
+    collector = Collector(envs.to(fabric.device), policy, seed=config.seed, first_env=ranks.rank * envs.num_envs)
+    shuffle = Shuffle(config.seed, ranks.rank, ranks.size, shared=config.share_data)
 
     def gradient_step(minibatch: Rows) -> Metrics:
         loss, metrics = learner.loss(agent, minibatch)
@@ -51,7 +52,7 @@ def main(config: Config) -> None:
         optimizer.step()
         return metrics | {"Info/grad_norm": cast(Tensor, norm)}
 
-    with Run(config, policy, folder, logger) as run:
+    with Run(config, policy, folder, logger, ranks) as run:
         for progress in run.updates():
             learning_rate = learner.learning_rate_at(progress)
             for group in optimizer.param_groups:
@@ -60,15 +61,15 @@ def main(config: Config) -> None:
 
             with run.timed("collect"), torch.no_grad(), fabric.autocast():
                 rollout = collector.collect(learner.num_steps)
-                rows, metrics = learner.prepare(policy, rollout, sum_over_ranks)
+                rows, metrics = learner.prepare(policy, rollout, ranks.sum)
             run.record_episodes(rollout)
             run.record(metrics)
 
             with run.timed("learn"):
-                for minibatch in learner.minibatches(share(rows) if config.share_data else rows, shuffle):
+                for minibatch in learner.minibatches(ranks.share(rows) if config.share_data else rows, shuffle):
                     metrics = gradient_step(minibatch)
                     run.record(metrics)
-                    if learner.should_stop(metrics, mean_over_ranks):
+                    if learner.should_stop(metrics, ranks.mean):
                         break
 
         envs.close()

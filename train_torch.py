@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 from rl.agent import Agent
 from rl.command_line import command_line
 from rl.config import Config
-from rl.distributed import local_rank, mean_over_ranks, rank, share, sum_over_ranks, world_size
+from rl.distributed import Ranks, local_rank
 from rl.envs.stepping import make_envs
 from rl.learners.ppo import Metrics, Rows
 from rl.rollout import Collector
@@ -30,13 +30,14 @@ def main(config: Config) -> None:
         torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if config.cuda else "gloo")
+    ranks = Ranks.of()
 
     torch.manual_seed(config.seed)
     policy = Agent(envs.spaces, config.network).to(device)
     optimizer = torch.optim.Adam(policy.parameters(), lr=learner.learning_rate, eps=1e-5, fused=True)
-    agent = DistributedDataParallel(policy) if world_size() > 1 else policy
-    collector = Collector(envs.to(device), policy, seed=config.seed, first_env=rank() * envs.num_envs)
-    shuffle = Shuffle(config.seed, rank(), world_size(), shared=config.share_data)
+    agent = DistributedDataParallel(policy) if ranks.size > 1 else policy
+    collector = Collector(envs.to(device), policy, seed=config.seed, first_env=ranks.rank * envs.num_envs)
+    shuffle = Shuffle(config.seed, ranks.rank, ranks.size, shared=config.share_data)
 
     def gradient_step(minibatch: Rows) -> Metrics:
         loss, metrics = learner.loss(agent, minibatch)
@@ -46,7 +47,7 @@ def main(config: Config) -> None:
         optimizer.step()
         return metrics | {"Info/grad_norm": norm}
 
-    with Run(config, policy, folder, logger) as run:
+    with Run(config, policy, folder, logger, ranks) as run:
         for progress in run.updates():
             learning_rate = learner.learning_rate_at(progress)
             for group in optimizer.param_groups:
@@ -55,15 +56,15 @@ def main(config: Config) -> None:
 
             with run.timed("collect"), torch.no_grad():
                 rollout = collector.collect(learner.num_steps)
-                rows, metrics = learner.prepare(policy, rollout, sum_over_ranks)
+                rows, metrics = learner.prepare(policy, rollout, ranks.sum)
             run.record_episodes(rollout)
             run.record(metrics)
 
             with run.timed("learn"):
-                for minibatch in learner.minibatches(share(rows) if config.share_data else rows, shuffle):
+                for minibatch in learner.minibatches(ranks.share(rows) if config.share_data else rows, shuffle):
                     metrics = gradient_step(minibatch)
                     run.record(metrics)
-                    if learner.should_stop(metrics, mean_over_ranks):
+                    if learner.should_stop(metrics, ranks.mean):
                         break
 
         envs.close()

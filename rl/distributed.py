@@ -2,6 +2,7 @@
 
 import gc
 import os
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -51,17 +52,38 @@ def choose_threads() -> None:
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // local_world_size())))
 
 
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """The elementwise sum of every rank's tensor, on every rank."""
-    if world_size() > 1:
-        values = values.clone()
-        dist.all_reduce(values)
-    return values
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks that do something together, as one of them sees it; the default is a rank on its own."""
 
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
 
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """The elementwise mean of every rank's tensor, on every rank."""
-    return sum_over_ranks(values) / world_size()
+    @classmethod
+    def of(cls, group: dist.ProcessGroup | None = None) -> "Ranks":
+        """The ranks of a process group that this process belongs to; without a group, all ranks of the run."""
+        return cls(dist.get_rank(group), dist.get_world_size(group), group) if dist.is_initialized() else cls()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The elementwise sum of every rank's tensor, on every rank."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values, group=self.group)
+        return values
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The elementwise mean of every rank's tensor, on every rank."""
+        return self.sum(values) / self.size
+
+    def share(self, rows: Fields) -> Fields:
+        """Everybody's rows [W·B, ...], in the order of the ranks, from every rank's own [B, ...]; one all-gather."""
+        if self.size == 1:
+            return rows
+        packed = pack(rows)
+        gathered = packed.new_empty(self.size * len(packed), packed.shape[1])
+        dist.all_gather_into_tensor(gathered, packed, group=self.group)
+        return unpack(gathered, rows)
 
 
 def pack(rows: tuple[Tensor, ...]) -> Tensor:
@@ -79,13 +101,3 @@ def unpack(packed: Tensor, like: Fields) -> Fields:
             for column, field in zip(columns, like, strict=True)
         )
     )
-
-
-def share(rows: Fields) -> Fields:
-    """Everybody's rows [W·B, ...], in the order of the ranks, from every rank's own [B, ...]; one all-gather."""
-    if world_size() == 1:
-        return rows
-    packed = pack(rows)
-    gathered = packed.new_empty(world_size() * len(packed), packed.shape[1])
-    dist.all_gather_into_tensor(gathered, packed)
-    return unpack(gathered, rows)

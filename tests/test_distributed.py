@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rl.agent import Agent, Network
-from rl.distributed import mean_over_ranks, pack, rank, share, sum_over_ranks, unpack, world_size
+from rl.distributed import Ranks, pack, rank, unpack
 from rl.envs.spaces import DiscreteActions, Spaces
 from rl.learners.ppo import PPO
 from rl.rollout import Rollout
@@ -44,26 +44,28 @@ def test_unpacking_undoes_packing_bit_for_bit() -> None:
 
 def test_alone_nothing_is_sent() -> None:
     rows, values = mixed_rows(3), torch.tensor([1.0, 2.0])
-    assert share(rows) is rows and sum_over_ranks(values) is values
+    assert Ranks.of() == Ranks(0, 1)
+    assert Ranks().share(rows) is rows and Ranks().sum(values) is values
 
 
 def _meet() -> tuple[object, ...]:
     own = torch.tensor([1.0 + rank(), 10.0])
-    averages = Averages(torch.device("cpu"))
+    ranks = Ranks.of()
+    averages = Averages(torch.device("cpu"), ranks)
     averages.add({"mean": own[0]})
     averages.add({"mean": own[0] + 2})
     averages.add({"sum": torch.tensor(6.0 * rank())}, count=torch.tensor(3 * rank()))
     averages.add({"nothing": torch.tensor(0.0)}, count=0)
     means = averages.take()
-    shared = tuple(share(mixed_rows(4, start=4 * rank())))
-    return world_size(), sum_over_ranks(own), mean_over_ranks(own), own, shared, means
+    shared = tuple(ranks.share(mixed_rows(4, start=4 * rank())))
+    return (ranks.rank, ranks.size), ranks.sum(own), ranks.mean(own), own, shared, means
 
 
 def test_ranks_sum_average_and_share(tmp_path: Path) -> None:
-    for world, total, mean, own, shared, means in in_ranks(_meet, 3, tmp_path):
-        assert world == 3
+    for number, (place, total, mean, own, shared, means) in enumerate(in_ranks(_meet, 3, tmp_path)):
+        assert place == (number, 3)
         assert total.tolist() == [6, 30] and mean.tolist() == [2, 10]
-        assert own[0] in (1, 2, 3)  # not summed in place
+        assert own[0] == 1 + number  # not summed in place
         assert_same_bytes(Mixed(*shared), mixed_rows(12))
         assert means == {"mean": 3, "sum": 2}
 
@@ -107,11 +109,11 @@ def _gradient(num_parts: int) -> tuple[Tensor, Tensor]:
     policy = Agent(Spaces(3, DiscreteActions(2)), Network(ortho_init=False))
     agent = DistributedDataParallel(policy) if num_parts > 1 else policy
     with torch.no_grad():
-        rows, metrics = LEARNER.prepare(policy, rollout, sum_over_ranks)
+        rows, metrics = LEARNER.prepare(policy, rollout, Ranks.of().sum)
     loss, loss_metrics = LEARNER.loss(agent, rows)
     loss.backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in policy.parameters()])
-    return gradient, mean_over_ranks(torch.stack(list((metrics | loss_metrics).values())))
+    return gradient, Ranks.of().mean(torch.stack(list((metrics | loss_metrics).values())))
 
 
 @pytest.mark.parametrize("num_parts", [2, 4])

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from rl.distributed import sum_over_ranks
+from rl.distributed import Ranks
 
 
 class Logger(Protocol):
@@ -61,9 +61,10 @@ class TensorBoardWriter:
 class Averages:
     """Means over the records of an update and over all ranks; the tensors stay on their device until they are asked."""
 
-    def __init__(self, device: torch.device) -> None:
-        """`device` is one that ranks can reduce over."""
+    def __init__(self, device: torch.device, ranks: Ranks) -> None:
+        """`device` is one that the ranks can reduce over."""
         self.device = device
+        self.ranks = ranks
         self.totals: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
 
     def add(self, metrics: Mapping[str, Tensor | float], count: Tensor | float = 1.0) -> None:
@@ -76,7 +77,7 @@ class Averages:
     def take(self) -> dict[str, float]:
         """The means since the last call, without those of nothing; one reduction and one transfer to the host."""
         totals = torch.cat([torch.cat([counted.view(1), total]) for total, counted in self.totals.values()])
-        values = iter(sum_over_ranks(totals).tolist())
+        values = iter(self.ranks.sum(totals).tolist())
         means = {}
         for names in self.totals:
             count = next(values)

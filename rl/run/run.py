@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from rl.agent import Agent
 from rl.config import Config
-from rl.distributed import rank, world_size
+from rl.distributed import Ranks, rank, world_size
 from rl.envs.stepping import make_envs
 from rl.errors import UserError
 from rl.rollout import Rollout
@@ -48,14 +48,14 @@ def make_run_folder(config: Config, program: str) -> Path:
 class Run:
     """A training run as its user sees it: log, progress bar, checkpoint, evaluation, summary."""
 
-    def __init__(self, config: Config, policy: Agent, folder: Path, logger: Logger) -> None:
-        """All ranks make one; rank 0's speaks and writes."""
+    def __init__(self, config: Config, policy: Agent, folder: Path, logger: Logger, ranks: Ranks) -> None:
+        """Every rank that plays makes one; rank 0's speaks and writes."""
         self.config = config
         self.policy = policy
         self.folder = folder
         self.logger = logger
         self.device = policy.critic.weight.device
-        self.averages = Averages(self.device)
+        self.averages = Averages(self.device, ranks)
         self.progress = Progress(config.num_updates() * config.steps_per_update()) if rank() == 0 else None
         self.seconds = 0.0
         self.step = 0
