@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import tyro
@@ -13,11 +14,13 @@ from rl.distributed import choose_threads, rank
 from rl.errors import USAGE_ERROR, let_rank_0_speak, reported
 from rl.run.evaluation import check_video
 
+ConfigType = TypeVar("ConfigType", bound=Config)
 
-def command_line(main: Callable[[Config], None]) -> None:
+
+def command_line(main: Callable[[ConfigType], None], config_type: type[ConfigType]) -> None:
     """Runs a program: reads and checks the flags, settles what holds for the whole process, and calls `main`."""
     with reported():
-        config = parse(sys.argv[1:])
+        config = parse(sys.argv[1:], config_type)
         config.check()
         if config.capture_video:
             check_video(config.env)
@@ -28,7 +31,7 @@ def command_line(main: Callable[[Config], None]) -> None:
         main(config)
 
 
-def parse(arguments: list[str], config: type[Config] = Config) -> Config:
+def parse(arguments: list[str], config_type: type[ConfigType]) -> ConfigType:
     """The flags of a command line. The default learner's stand flat among the others, further ones' in subcommands.
 
     Raises:
@@ -40,7 +43,9 @@ def parse(arguments: list[str], config: type[Config] = Config) -> Config:
             stack.enter_context(contextlib.redirect_stdout(silence))
             stack.enter_context(contextlib.redirect_stderr(silence))
         try:
-            return tyro.cli(config, args=arguments, config=(tyro.conf.OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs))
+            return tyro.cli(
+                config_type, args=arguments, config=(tyro.conf.OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs)
+            )
         except SystemExit as exit_:
             if exit_.code == USAGE_ERROR:
                 let_rank_0_speak()

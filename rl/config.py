@@ -1,5 +1,6 @@
 """The flags of the programs, and the checks of their values."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 
 from rl.agent import Network
-from rl.distributed import local_world_size, world_size
+from rl.distributed import local_world_size, on_first_machine, world_size
 from rl.envs.stepping import EnvConfig
 from rl.errors import UserError, require
 from rl.learners.ppo import PPO
@@ -44,9 +45,17 @@ class Config:
     network: Network = field(default_factory=Network)
     learner: PPO = field(default_factory=PPO)
 
+    def num_players(self) -> int:
+        """Number of ranks that collect rollouts."""
+        return world_size()
+
+    def rows_per_rank(self) -> int:
+        """Number of rows that a rank learns from in an epoch."""
+        return self.env.num_envs * self.learner.num_steps
+
     def steps_per_update(self) -> int:
         """Environment steps of all ranks in one update."""
-        return self.env.num_envs * self.learner.num_steps * world_size()
+        return self.env.num_envs * self.learner.num_steps * self.num_players()
 
     def num_updates(self) -> int:
         """Number of updates of the run."""
@@ -65,21 +74,22 @@ class Config:
         require(self.max_eval_steps >= 1, "--max-eval-steps", self.max_eval_steps, "must be at least 1")
         self.env.check()
         self.network.check()
-        self.learner.check(self.env.num_envs)
+        self.learner.check(self.rows_per_rank())
         require(
             self.num_updates() >= 1,
             "--total-timesteps",
             self.total_timesteps,
-            f"less than one rollout of {world_size()} rank(s) × --num-envs {self.env.num_envs}"
+            f"less than one rollout of {self.num_players()} rank(s) × --num-envs {self.env.num_envs}"
             f" × --num-steps {self.learner.num_steps} = {self.steps_per_update()} steps; must be at least that",
         )
+        self.check_devices()
+
+    def check_devices(self) -> None:
+        """Raises `UserError` where there are not the devices that the flags ask for."""
         if self.player_on_gpu:
             raise UserError("--player-on-gpu: every rank of this program plays on the device that it learns on")
-        if self.cuda and torch.cuda.device_count() < local_world_size():
-            raise UserError(
-                f"--cuda: {local_world_size()} rank(s) on this machine need a GPU each,"
-                f" and torch finds {torch.cuda.device_count()} here"
-            )
+        if self.cuda:
+            require_gpus(local_world_size(), "rank(s)")
 
     def to_dict(self) -> dict[str, Any]:
         """The flags in their groups, as plain values."""
@@ -89,3 +99,54 @@ class Config:
         """The flags by name, as plain values."""
         groups = (group if isinstance(group, Mapping) else {name: group} for name, group in asdict(self).items())
         return {name: value for group in groups for name, value in group.items()}
+
+
+@dataclass(frozen=True)
+class DecoupledConfig(Config):
+    """Train a policy by proximal policy optimisation: rank 0 plays, the others learn."""
+
+    overlap: bool = False
+    """Collect the next rollout while the trainers learn from the last one, with weights that are one update old."""
+
+    def num_players(self) -> int:
+        """Rank 0 alone collects rollouts."""
+        return 1
+
+    def num_trainers(self) -> int:
+        """Number of ranks that learn."""
+        return world_size() - 1
+
+    def rows_per_rank(self) -> int:
+        """Number of rows that a trainer learns from in an epoch, where they do not divide the larger one."""
+        return math.ceil(super().rows_per_rank() / self.num_trainers())
+
+    def check(self) -> None:
+        """Raises `UserError` for a value that cannot work."""
+        if self.num_trainers() < 1:
+            raise UserError(
+                f"{world_size()} rank: this program needs a player and at least one trainer;"
+                " start 2 ranks or more, as fabric run --devices=2 does"
+            )
+        super().check()
+        num_rows = super().rows_per_rank()
+        require(
+            num_rows >= self.num_trainers(),
+            "--num-steps",
+            self.learner.num_steps,
+            f"× --num-envs {self.env.num_envs} = {num_rows} rows; each of {self.num_trainers()} trainers needs one",
+        )
+
+    def check_devices(self) -> None:
+        """Raises `UserError` where there are not the devices that the flags ask for."""
+        if self.player_on_gpu and not self.cuda:
+            raise UserError("--player-on-gpu: the trainers are not on GPUs; say --cuda too")
+        if self.cuda:
+            on_this_machine = local_world_size() - on_first_machine()
+            require_gpus(on_this_machine, "trainer(s)")
+
+
+def require_gpus(number: int, users: str) -> None:
+    """Raises `UserError` if this machine has fewer GPUs."""
+    if torch.cuda.device_count() < number:
+        found = torch.cuda.device_count()
+        raise UserError(f"--cuda: {number} {users} on this machine need a GPU each, and torch finds {found} here")

@@ -32,6 +32,11 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def on_first_machine() -> bool:
+    """Whether this is the machine of rank 0."""
+    return rank() == local_rank()
+
+
 def leave_process_group() -> None:
     """Ends this process's part in the process group, if there is one, and the threads behind it.
 

@@ -62,18 +62,17 @@ class PPO:
     target_kl: float | None = None
     """End an update after the minibatch whose approximate KL divergence, over all ranks, exceeds 1.5 times this."""
 
-    def check(self, num_envs: int) -> None:
-        """Raises `UserError` for a value that cannot work with this number of environments a rank."""
-        rollout_size = self.num_steps * num_envs
+    def check(self, rows_per_rank: int) -> None:
+        """Raises `UserError` for a value that cannot work where a rank learns from so many rows."""
         batch_size = self.per_rank_batch_size
         require(self.num_steps >= 1, "--num-steps", self.num_steps, "must be at least 1")
         require(batch_size is None or batch_size >= 1, "--per-rank-batch-size", batch_size, "must be at least 1")
         require(
-            batch_size is None or batch_size <= rollout_size,
+            batch_size is None or batch_size <= rows_per_rank,
             "--per-rank-batch-size",
             batch_size,
-            f"larger than a rank's rollout of --num-envs {num_envs} × --num-steps {self.num_steps}"
-            f" = {rollout_size} rows; must be at most that",
+            f"larger than the {rows_per_rank} rows (--num-envs × --num-steps) that a rank learns from;"
+            " must be at most that",
         )
         require(self.update_epochs >= 1, "--update-epochs", self.update_epochs, "must be at least 1")
         for flag, value in (("--gamma", self.gamma), ("--gae-lambda", self.gae_lambda)):

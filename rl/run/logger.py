@@ -1,8 +1,10 @@
 """What a run shows while it trains: averages over ranks, TensorBoard scalars, a progress bar."""
 
+import contextlib
 import functools
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,6 +75,13 @@ class Averages:
         added = torch.stack([torch.as_tensor(value, device=self.device) for value in metrics.values()]).double()
         total, counted = self.totals.get(names, (torch.zeros_like(added), added.new_zeros(())))
         self.totals[names] = total + added, counted + count
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the seconds that the block takes."""
+        began_at = time.perf_counter()
+        yield
+        self.add({f"Time/{name}_seconds": time.perf_counter() - began_at})
 
     def take(self) -> dict[str, float]:
         """The means since the last call, without those of nothing; one reduction and one transfer to the host."""

@@ -93,12 +93,9 @@ class Run:
                 if self.config.capture_video and (update + 1).bit_count() == 1:
                     self._film("train_videos", f"step_{self.step}")
 
-    @contextlib.contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Records the seconds that the block takes."""
-        began_at = time.perf_counter()
-        yield
-        self.averages.add({f"Time/{name}_seconds": time.perf_counter() - began_at})
+    def timed(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Records the seconds that a block takes."""
+        return self.averages.timed(name)
 
     def record(self, metrics: Mapping[str, Tensor | float]) -> None:
         """Records scalars; an update's log is their mean."""

@@ -21,11 +21,21 @@ TIMEOUT_SECONDS = 150
 
 
 def fabric(*flags: str, ranks: int = 2, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """`fabric run` of train_fabric.py, on a port of its own."""
+    """`fabric run` of train_fabric.py."""
+    return start(*fabric_command("train_fabric.py", *flags, ranks=ranks, options=options))
+
+
+def decoupled(*flags: str, ranks: int = 3, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """`fabric run` of train_fabric_decoupled.py."""
+    return start(*fabric_command("train_fabric_decoupled.py", *flags, ranks=ranks, options=options))
+
+
+def fabric_command(program: str, *flags: str, ranks: int, options: tuple[str, ...] = ()) -> list[str]:
+    """`fabric run` of a program, on a port of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = f"--main-port={free.getsockname()[1]}"
-    return start(BIN / "fabric", "run", f"--devices={ranks}", port, *options, ROOT / "train_fabric.py", *flags)
+    return [str(BIN / "fabric"), "run", f"--devices={ranks}", port, *options, str(ROOT / program), *flags]
 
 
 def torchrun(*flags: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
@@ -42,17 +52,23 @@ def start(*command: str | Path) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=TIMEOUT_SECONDS,
         check=False,
-        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "RL_TEST_MARK": mark},
+        env=marked_environment(mark),
     )
-    assert not psutil.wait_procs(list(_marked(mark)), timeout=5)[1], "the program left a process behind"
+    assert not psutil.wait_procs(list(marked(mark)), timeout=5)[1], "the program left a process behind"
     return result
 
 
-def _marked(mark: str) -> Iterator[psutil.Process]:
+def marked(mark: str) -> Iterator[psutil.Process]:
+    """The processes of a command."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get("RL_TEST_MARK") == mark:
                 yield process
+
+
+def marked_environment(mark: str) -> dict[str, str]:
+    """Variables by which `marked` finds a command's processes, however they were started."""
+    return os.environ | {"GLOO_SOCKET_IFNAME": "lo", "RL_TEST_MARK": mark}
 
 
 def succeeded(result: subprocess.CompletedProcess[str]) -> str:

@@ -1,0 +1,92 @@
+"""How experience travels from a player to its trainers, and weights and metrics back: in tensors, allocated once.
+
+Everything passes through host memory (pinned where a GPU is at either end), over the process group of all ranks. That
+works wherever player and trainers are, on one GPU together too.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from rl.distributed import pack, unpack
+from rl.learners.ppo import Rows
+from rl.rollout import map_tensors
+
+PLAYER, FIRST_TRAINER = 0, 1
+
+
+def padded(rows: Rows, num_parts: int) -> Rows:
+    """Rows whose number divides into equal parts: the missing ones repeat the first with weight 0.
+
+    The weights of the others grow so that their mean is what it was; with nothing missing, the rows are returned as
+    they are.
+    """
+    num_rows = len(rows.weight)
+    num_missing = -num_rows % num_parts
+    if num_missing == 0:
+        return rows
+    longer = map_tensors(lambda field: torch.cat([field, field[:1].expand(num_missing, *field.shape[1:])]), rows)
+    weight = rows.weight * ((num_rows + num_missing) / num_rows)
+    return longer._replace(weight=torch.cat([weight, weight.new_zeros(num_missing)]))
+
+
+class Exchange:
+    """One end of the exchange, the player's or a trainer's; each update, every rank calls its half of it.
+
+    Without `shared`, trainer i of n gets rows i, i + n, i + 2n, …: parts that differ by one row at the most, made equal
+    by a row of weight 0. With it, every trainer gets all rows.
+    """
+
+    def __init__(
+        self, like: Rows, metric_names: Sequence[str], *, num_rows: int, num_trainers: int, shared: bool, pinned: bool
+    ) -> None:
+        """`like` is one row, on this end's device, and tells types and shapes; `num_rows` are those of a rollout."""
+        self.like = like
+        self.metric_names = metric_names
+        self.num_trainers = num_trainers
+        self.shared = shared
+        rows_each, row_bytes = math.ceil(num_rows / num_trainers), pack(like).shape[1]
+        self.num_bytes = rows_each * row_bytes * num_trainers * (num_trainers if shared else 1)
+        # In a scatter the player has a part 0 of its own, which nobody reads.
+        num_parts = num_trainers if shared else num_trainers + 1 if dist.get_rank() == PLAYER else 1
+        self.buffer = torch.zeros(num_parts, rows_each, row_bytes, dtype=torch.uint8, pin_memory=pinned)
+
+    def send_rows(self, rows: Rows) -> None:
+        """The player gives every trainer its part of a rollout's rows."""
+        packed = pack(padded(rows, self.num_trainers))
+        if self.shared:
+            self.buffer.copy_(packed.view_as(self.buffer))
+            dist.broadcast(self.buffer, PLAYER)
+        else:
+            self.buffer[1:].copy_(packed.view(-1, self.num_trainers, packed.shape[1]).transpose(0, 1))
+            dist.scatter(self.buffer[0], list(self.buffer), PLAYER)
+
+    def receive_rows(self) -> Rows:
+        """A trainer's part of a rollout's rows, or all of them if they are shared."""
+        if self.shared:
+            dist.broadcast(self.buffer, PLAYER)
+        else:
+            dist.scatter(self.buffer[0], None, PLAYER)
+        return unpack(self.buffer.flatten(0, 1).to(self.like.weight.device), self.like)
+
+    def send_weights(self, policy: nn.Module, metrics: Mapping[str, float]) -> None:
+        """The first trainer gives the player its weights, and what to log of the update that led to them."""
+        if dist.get_rank() == FIRST_TRAINER:
+            flat = torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
+            dist.send(torch.tensor([metrics[name] for name in self.metric_names], dtype=torch.float64), PLAYER)
+            dist.send(flat.cpu(), PLAYER)
+
+    def receive_weights(self, policy: nn.Module) -> dict[str, float]:
+        """The player takes the trainers' weights, and returns what to log of the update that led to them."""
+        parameters = list(policy.parameters())
+        values = torch.empty(len(self.metric_names), dtype=torch.float64)
+        flat = torch.empty(sum(p.numel() for p in parameters), dtype=parameters[0].dtype)
+        dist.recv(values, FIRST_TRAINER)
+        dist.recv(flat, FIRST_TRAINER)
+        with torch.no_grad():
+            for parameter, new in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
+                parameter.copy_(new.view_as(parameter))
+        return dict(zip(self.metric_names, values.tolist(), strict=True))

@@ -1,0 +1,134 @@
+"""The decoupled program, started as a user starts it."""
+
+import subprocess
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tests.programs.launch import (
+    agent_of,
+    decoupled,
+    fabric,
+    fabric_command,
+    marked,
+    marked_environment,
+    run_folder,
+    scalars,
+    succeeded,
+)
+from tests.programs.test_programs import SMALL, TAGS
+
+FOLDER = "fabric_decoupled_logs"
+EXCHANGE_TAGS = {
+    "Time/player_wait_seconds",
+    "Time/trainer_wait_seconds",
+    "Time/transfer_seconds",
+    "Info/transfer_bytes",
+}
+
+
+@pytest.mark.parametrize("flags", ["", "--share-data --env-id CartPole-v1", "--env-id Pendulum-v1 --target-kl 0.001"])
+def test_one_player_and_one_trainer_end_with_the_parameters_of_one_coupled_rank(flags: str) -> None:
+    arguments = [*SMALL, "--total-timesteps", "3000", *flags.split()]
+    succeeded(decoupled(*arguments, ranks=2))
+    succeeded(fabric(*arguments, ranks=1))
+    ours, theirs = agent_of(run_folder(FOLDER)), agent_of(run_folder("fabric_logs"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    first, second = scalars(run_folder(FOLDER)), scalars(run_folder("fabric_logs"))
+    for tag in second:
+        assert tag.startswith("Time/") or first[tag] == second[tag]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "flags", "options"),
+    [
+        (3, "", ()),
+        (4, "--share-data --overlap", ()),
+        (3, "--overlap", ("--precision=bf16-mixed", "--strategy=ddp")),
+    ],
+)
+def test_it_learns_custom_env(ranks: int, flags: str, options: tuple[str, ...]) -> None:
+    learning = ["--num-envs", "32", "--total-timesteps", "250000", *flags.split()]
+    output = succeeded(decoupled(*learning, ranks=ranks, options=options))
+    assert output.count("greedy policy") == 1
+    logged = scalars(run_folder(FOLDER))
+    assert set(logged) == TAGS | EXCHANGE_TAGS
+    assert logged["Rewards/rew_avg"][-1][1] >= 190
+    # Nine numbers travel a row: observation (2), action (twice the bytes), five of the learner's.
+    num_copies = (ranks - 1) if "--share-data" in flags else 1
+    rows = -(-4096 // (ranks - 1)) * (ranks - 1)
+    assert {value for _, value in logged["Info/transfer_bytes"]} == {rows * 36 * num_copies}
+    num_updates = 250_000 // 4096
+    assert len(logged["Loss/policy_loss"]) == num_updates - ("--overlap" in flags)
+    assert len(logged["Time/collect_seconds"]) == num_updates
+
+
+def test_overlap_changes_the_weights_that_a_rollout_is_collected_with_and_nothing_before() -> None:
+    for name, flags in (("apart", ()), ("together", ("--overlap",))):
+        succeeded(decoupled(*SMALL, "--total-timesteps", "512", "--exp-name", name, *flags, ranks=2))
+    apart, together = (scalars(run) for run in sorted(Path("logs", FOLDER).iterdir()))
+    first, second, third = (
+        apart["Info/explained_variance"][i] == together["Info/explained_variance"][i] for i in range(3)
+    )
+    # The second rollout is collected before the first update with overlap, after it without.
+    assert first and not second and not third
+
+
+@pytest.mark.parametrize(
+    ("ranks", "flags"),
+    [
+        (3, "--num-envs 5 --num-steps 1 --per-rank-batch-size 2 --total-timesteps 100"),
+        (4, "--num-envs 4 --num-steps 128 --per-rank-batch-size 64 --total-timesteps 2048 --overlap"),
+        (4, "--num-envs 5 --num-steps 1 --per-rank-batch-size 1 --total-timesteps 100 --share-data"),
+    ],
+)
+def test_uneven_parts_end_with_finite_weights(ranks: int, flags: str) -> None:
+    succeeded(decoupled(*flags.split(), "--hidden-size", "16", "--eval-episodes", "2", ranks=ranks))
+    assert all(parameter.isfinite().all() for parameter in agent_of(run_folder(FOLDER)).values())
+
+
+@pytest.mark.parametrize(
+    ("ranks", "flags", "options", "message"),
+    [
+        (1, (), (), "1 rank: this program needs a player and at least one trainer"),
+        (3, ("--num-envs", "1", "--num-steps", "1"), (), "--num-steps 1: × --num-envs 1 = 1 rows; each of 2 trainers"),
+        (3, ("--player-on-gpu",), (), "--player-on-gpu: the trainers are not on GPUs; say --cuda too"),
+        (3, (), ("--strategy=fsdp",), "--strategy fsdp: gradients are averaged by ddp here"),
+        pytest.param(
+            3,
+            ("--cuda",),
+            (),
+            "--cuda: 2 trainer(s) on this machine need a GPU each, and torch finds 0 here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU"),
+        ),
+    ],
+)
+def test_bad_input_is_answered_once(
+    ranks: int, flags: tuple[str, ...], options: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    result = decoupled(*flags, ranks=ranks, options=options)
+    assert result.returncode != 0
+    assert result.stderr.count(message) == 1, result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("victim", ["0", "2"])
+def test_the_death_of_any_rank_ends_all_within_ten_seconds(victim: str, tmp_path: Path) -> None:
+    mark = uuid.uuid4().hex
+    command = fabric_command("train_fabric_decoupled.py", *SMALL, "--total-timesteps", "100000000", ranks=3)
+    launcher = subprocess.Popen(
+        command, env=marked_environment(mark), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.rglob("events.out.tfevents.*")):  # the first update has been logged
+        assert time.monotonic() < deadline and launcher.poll() is None
+        time.sleep(0.2)
+    processes = list(marked(mark))
+    (dying,) = [process for process in processes if process.environ().get("RANK") == victim]
+    dying.kill()
+    assert launcher.wait(timeout=10) != 0
+    assert not psutil.wait_procs(processes, timeout=5)[1]

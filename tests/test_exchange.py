@@ -1,0 +1,115 @@
+"""Nothing is lost, doubled or weighed twice on its way from the player to any number of trainers, and back."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from rl.agent import Agent, Network
+from rl.distributed import Ranks, rank
+from rl.envs.spaces import DiscreteActions, Spaces
+from rl.exchange import PLAYER, Exchange, padded
+from rl.learners.ppo import PPO, Rows
+from rl.seeding import Shuffle
+from tests.ranks import in_ranks
+
+SPACES = Spaces(3, DiscreteActions(2))
+LEARNER = PPO(per_rank_batch_size=4, update_epochs=2)
+
+
+def make_rows(num_rows: int) -> Rows:
+    """Rows that their target identifies, some of weight 0, of mean weight 1."""
+    generator = torch.Generator().manual_seed(1)
+    weight = (torch.rand(num_rows, generator=generator) > 0.2).float()
+    return Rows(
+        obs=torch.randn(num_rows, 3, generator=generator),
+        action=torch.arange(num_rows) % 2,
+        log_prob=torch.full((num_rows,), -0.7),
+        value=torch.randn(num_rows, generator=generator),
+        advantage=torch.randn(num_rows, generator=generator),
+        target=torch.arange(num_rows).float(),
+        weight=weight / weight.mean(),
+    )
+
+
+def agent() -> Agent:
+    torch.manual_seed(0)
+    return Agent(SPACES, Network(ortho_init=False))
+
+
+def loss_gradient(module: torch.nn.Module, rows: Rows) -> Tensor:
+    LEARNER.loss(module, rows)[0].backward()
+    return torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
+
+
+def _both_ends(num_rows: int, shared: bool) -> tuple[object, ...] | None:
+    """What a trainer got (its rows, an epoch of them, the gradient it agreed on); None for the player."""
+    group = torch.distributed.new_group(list(range(1, torch.distributed.get_world_size())))
+    rows, policy = make_rows(num_rows), agent()
+    num_trainers = torch.distributed.get_world_size() - 1
+    exchange = Exchange(
+        make_rows(1), ("loss", "kl"), num_rows=num_rows, num_trainers=num_trainers, shared=shared, pinned=False
+    )
+    if rank() == PLAYER:
+        for _ in range(3):  # the buffers serve again
+            exchange.send_rows(rows)
+        metrics = exchange.receive_weights(policy)
+        return metrics, [parameter.detach().clone() for parameter in policy.parameters()]
+    for _ in range(3):
+        received = exchange.receive_rows()
+    trainers = Ranks.of(group)
+    shuffle = Shuffle(1, trainers.rank, trainers.size, shared=shared)
+    epoch = next(PPO(per_rank_batch_size=10**6, update_epochs=1).minibatches(received, shuffle))
+    num_minibatches = len(list(LEARNER.minibatches(received, shuffle)))
+    gradient = loss_gradient(DistributedDataParallel(policy, process_group=group), epoch)
+    with torch.no_grad():
+        policy.actor.bias += 1
+    exchange.send_weights(policy, {"kl": 0.25, "unused": 1.0, "loss": 3.0 + trainers.rank})
+    return tuple(received), tuple(epoch), num_minibatches, gradient
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("num_trainers", "num_rows"), [(1, 7), (2, 5), (3, 512)])
+def test_every_row_reaches_one_trainer_an_epoch_and_weighs_the_same(
+    tmp_path: Path, num_trainers: int, num_rows: int, shared: bool
+) -> None:
+    (metrics, weights), *trainers = in_ranks(_both_ends, num_trainers + 1, tmp_path, num_rows, shared)
+    rows = make_rows(num_rows)
+    epochs = [Rows(*epoch) for _, epoch, _, _ in trainers]
+    learned = Rows(*map(torch.cat, zip(*epochs, strict=True)))
+    real = learned.weight > 0
+    assert sorted(learned.target[real].tolist()) == rows.target[rows.weight > 0].tolist()
+    # All weights grew by one factor, which keeps their mean over all rows at 1.
+    factors = (learned.weight / rows.weight[learned.target.long()])[real]
+    assert torch.allclose(factors, factors[0].expand_as(factors)) and learned.weight.mean().item() == pytest.approx(1)
+    assert len({len(epoch.weight) for epoch in epochs}) == 1
+    assert len({num_minibatches for _, _, num_minibatches, _ in trainers}) == 1
+    for received, *_ in trainers:
+        assert len(received[0]) == len(epochs[0].weight) * (num_trainers if shared else 1)
+
+    whole = loss_gradient(agent(), rows)
+    for *_, gradient in trainers:
+        assert (gradient - whole).norm() <= 1e-6 * whole.norm()
+
+    assert metrics == {"loss": 3.0, "kl": 0.25}
+    expected = agent()
+    with torch.no_grad():
+        expected.actor.bias += 1
+    assert all(torch.equal(w, parameter) for w, parameter in zip(weights, expected.parameters(), strict=True))
+
+
+def test_rows_that_divide_are_left_as_they_are() -> None:
+    rows = make_rows(6)
+    assert padded(rows, 3) is rows
+
+
+@pytest.mark.parametrize(("num_rows", "num_parts"), [(5, 2), (5, 4), (1, 3)])
+def test_padding_adds_rows_of_no_weight(num_rows: int, num_parts: int) -> None:
+    rows = make_rows(num_rows)
+    rows = rows._replace(weight=torch.ones(num_rows))
+    longer = padded(rows, num_parts)
+    assert len(longer.weight) % num_parts == 0 and len(longer.weight) - num_rows < num_parts
+    assert not longer.weight[num_rows:].any() and longer.weight.mean().item() == pytest.approx(1)
+    assert torch.equal(longer.obs[:num_rows], rows.obs)

@@ -1,0 +1,167 @@
+"""Rank 0 plays, the others learn: `fabric run --devices=3 train_fabric_decoupled.py`."""
+
+import os
+from dataclasses import replace
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from lightning.fabric import Fabric
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from lightning.fabric.strategies.single_device import SingleDeviceStrategy
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from rl.agent import Agent
+from rl.command_line import command_line
+from rl.config import DecoupledConfig
+from rl.distributed import Ranks, local_rank, on_first_machine, rank, world_size
+from rl.envs.stepping import Stepper, make_envs
+from rl.errors import require
+from rl.exchange import PLAYER, Exchange
+from rl.learners.ppo import Metrics, Rows
+from rl.rollout import Collector
+from rl.run.logger import Averages
+from rl.run.run import Run, make_run_folder
+from rl.seeding import Shuffle
+
+ALONE = Ranks()
+TRAINER_METRICS = ("Info/grad_norm", "Info/learning_rate", "Time/trainer_wait_seconds", "Time/learn_seconds")
+
+
+def main(config: DecoupledConfig) -> None:
+    """One training run."""
+    strategy = os.environ.pop("LT_STRATEGY", "auto")
+    require(strategy.startswith(("auto", "ddp")), "--strategy", strategy, "gradients are averaged by ddp here")
+    accelerator = os.environ.pop("LT_ACCELERATOR", "auto")
+    require(accelerator in ("auto", "cpu"), "--accelerator", accelerator, "say --cuda after the program instead")
+    # What the ranks do differs, so each has a Fabric of its own, on one device.
+    os.environ |= {"LT_DEVICES": "1", "LT_NUM_NODES": "1"}
+    (player if rank() == PLAYER else trainer)(config)
+
+
+def player(config: DecoupledConfig) -> None:
+    """Collects rollouts for the trainers, with the weights that they send back."""
+    learner = config.learner
+    envs = make_envs(config.env)
+    folder = make_run_folder(config, "fabric_decoupled_logs")
+    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    # A GPU that no trainer has, where there is one.
+    gpu = min(config.num_trainers(), torch.cuda.device_count() - 1)
+    fabric = fabric_on(torch.device("cuda", gpu) if config.player_on_gpu else torch.device("cpu"))
+    meet(config)
+
+    torch.manual_seed(config.seed)
+    policy = Agent(envs.spaces, config.network)
+    fabric.setup_module(policy)  # to its device and precision
+    exchange = make_exchange(config, one_env(config), policy, fabric.device)
+    collector = Collector(envs.to(fabric.device), policy, seed=config.seed, first_env=0)
+
+    with Run(config, policy, folder, logger, ALONE) as run:
+
+        def take_weights() -> None:
+            with run.timed("player_wait"):
+                run.record(exchange.receive_weights(policy))
+
+        for progress in run.updates():
+            with run.timed("collect"), torch.no_grad(), fabric.autocast():
+                rollout = collector.collect(learner.num_steps)
+                rows, metrics = learner.prepare(policy, rollout, ALONE.sum)
+            run.record_episodes(rollout)
+            run.record(metrics)
+            run.record({"Info/transfer_bytes": exchange.num_bytes})
+
+            # With --overlap the trainers learned from the last rollout while this one was collected.
+            if config.overlap and progress > 0:
+                take_weights()
+            with run.timed("transfer"):
+                exchange.send_rows(rows)
+            if not config.overlap:
+                take_weights()
+
+        if config.overlap:
+            take_weights()
+        envs.close()
+        run.finish()
+
+
+def trainer(config: DecoupledConfig) -> None:
+    """Learns from its part of the player's rollouts, together with the other trainers."""
+    learner = config.learner
+    env = one_env(config)
+    gpu = local_rank() - on_first_machine()
+    fabric = fabric_on(torch.device("cuda", gpu) if config.cuda else torch.device("cpu"))
+    trainers = Ranks.of(meet(config))
+
+    torch.manual_seed(config.seed)
+    policy = Agent(env.spaces, config.network)
+    # Fabric does not clip what a fused Adam unscales itself.
+    fused = fabric.strategy.precision.precision != "16-mixed"
+    optimizer = torch.optim.Adam(policy.parameters(), lr=learner.learning_rate, eps=1e-5, fused=fused)
+    module, optimizer = fabric.setup(policy, optimizer)
+    agent = DistributedDataParallel(module, process_group=trainers.group) if trainers.size > 1 else module
+    exchange = make_exchange(config, env, policy, fabric.device)
+    shuffle = Shuffle(config.seed, trainers.rank, trainers.size, shared=config.share_data)
+    averages = Averages(fabric.device, trainers)
+
+    def gradient_step(minibatch: Rows) -> Metrics:
+        loss, metrics = learner.loss(agent, minibatch)
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        # A gradient that is not finite is no error here: under fp16 it tells the loss scaler to skip the step.
+        norm = fabric.clip_gradients(agent, optimizer, max_norm=learner.max_grad_norm, error_if_nonfinite=False)
+        optimizer.step()
+        return metrics | {"Info/grad_norm": cast(Tensor, norm)}
+
+    for update in range(config.num_updates()):
+        learning_rate = learner.learning_rate_at(update / config.num_updates())
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        averages.add({"Info/learning_rate": learning_rate})
+
+        with averages.timed("trainer_wait"):
+            rows = exchange.receive_rows()
+        with averages.timed("learn"):
+            for minibatch in learner.minibatches(rows, shuffle):
+                metrics = gradient_step(minibatch)
+                averages.add(metrics)
+                if learner.should_stop(metrics, trainers.mean):
+                    break
+        exchange.send_weights(policy, averages.take())
+
+
+def fabric_on(device: torch.device) -> Fabric:
+    """A Fabric for this rank alone."""
+    return Fabric(accelerator=device.type, strategy=SingleDeviceStrategy(device))
+
+
+def meet(config: DecoupledConfig) -> dist.ProcessGroup:
+    """Joins the process group of all ranks, and gives that of the trainers."""
+    dist.init_process_group("gloo")
+    group = dist.new_group(list(range(1, world_size())), backend="nccl" if config.cuda else "gloo")
+    return cast(dist.ProcessGroup, group)
+
+
+def one_env(config: DecoupledConfig) -> Stepper:
+    """A single environment, to tell spaces and types."""
+    return make_envs(replace(config.env, num_envs=1, vectorization="sync"))
+
+
+def make_exchange(config: DecoupledConfig, env: Stepper, policy: Agent, device: torch.device) -> Exchange:
+    """This rank's end of the exchange; one row from a single environment tells both ends what travels."""
+    with torch.no_grad():
+        rollout = Collector(env.to(device), policy, seed=config.seed, first_env=0).collect(1)
+        like, _ = config.learner.prepare(policy, rollout, ALONE.sum)
+        _, metrics = config.learner.loss(policy, like)
+    return Exchange(
+        like,
+        (*metrics, *TRAINER_METRICS),
+        num_rows=config.steps_per_update(),
+        num_trainers=config.num_trainers(),
+        shared=config.share_data,
+        pinned=config.cuda,
+    )
+
+
+if __name__ == "__main__":
+    command_line(main, DecoupledConfig)
