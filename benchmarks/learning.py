@@ -1,26 +1,29 @@
-"""Trains each task on many seeds with the program as a user starts it, and prints a table of the returns reached.
+"""Trains tasks on many seeds with a program as a user starts it, and prints a table of the returns reached.
 
 python benchmarks/learning.py --tasks custom cartpole pendulum lunarlander --seeds 10
+python benchmarks/learning.py --program train_fabric_decoupled.py --tasks custom-small cartpole-one-player
+    --ranks 2 3 4 --variants "" --share-data --overlap "--share-data --overlap" --seeds 1
 """
 
-import socket
+import itertools
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import tyro
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from programs import run_program
 
-ROOT = Path(__file__).parent.parent
-
+CARTPOLE = (
+    "--env-id CartPole-v1 --total-timesteps 100000 --num-steps 64 --update-epochs 10 --learning-rate 2e-3"
+    " --gamma 0.99 --gae-lambda 0.9 --no-shared-encoder"
+)
 TASKS = {
     "custom": "",
-    "cartpole": "--env-id CartPole-v1 --total-timesteps 100000 --num-envs 8 --num-steps 64 --per-rank-batch-size 128"
-    " --update-epochs 10 --learning-rate 2e-3 --gamma 0.99 --gae-lambda 0.9 --no-shared-encoder",
+    "custom-small": "--total-timesteps 300000 --num-envs 32",
+    "cartpole": f"{CARTPOLE} --num-envs 8 --per-rank-batch-size 128",
+    "cartpole-one-player": f"{CARTPOLE} --num-envs 16 --per-rank-batch-size 64",
+    # The settings of the example that these programs grew from.
+    "cartpole-example": "--env-id CartPole-v1 --num-envs 4 --num-steps 128 --per-rank-batch-size 64 --update-epochs 10"
+    " --total-timesteps 65536",
     "pendulum": "--env-id Pendulum-v1 --total-timesteps 300000 --num-envs 8 --num-steps 256 --per-rank-batch-size 128"
     " --update-epochs 10 --learning-rate 1e-3 --no-shared-encoder --eval-episodes 100",
     "lunarlander": "--env-id LunarLander-v3 --total-timesteps 500000 --ortho-init --num-envs 2 --num-steps 2048"
@@ -34,64 +37,33 @@ class Arguments:
     """Trains tasks on many seeds and prints the returns reached."""
 
     tasks: list[str]
-    """Which of: custom, cartpole, pendulum, lunarlander."""
+    """Which of: custom, custom-small, cartpole, cartpole-one-player, cartpole-example, pendulum, lunarlander."""
     seeds: int = 10
     """How many seeds, from 1."""
-    ranks: int = 2
-    """How many ranks."""
+    program: str = "train_fabric.py"
+    """The program."""
+    ranks: list[int] = field(default_factory=lambda: [2])
+    """Numbers of ranks."""
+    variants: list[str] = field(default_factory=lambda: [""])
+    """Further flags of the program, each with all tasks and ranks."""
     options: str = ""
     """Further options of `fabric run`, such as --precision=bf16-mixed."""
 
 
-@dataclass
-class Result:
-    """What one run reached."""
-
-    greedy_return: float
-    sampled_return: float
-    steps_per_second: float
-    seconds: float
-
-
-def train(task: str, seed: int, ranks: int, options: str) -> Result:
-    """One run of the program."""
-    with tempfile.TemporaryDirectory() as folder:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        launcher = [str(Path(sys.executable).parent / "fabric"), "run", f"--devices={ranks}", f"--main-port={port}"]
-        program = [str(ROOT / "train_fabric.py"), *TASKS[task].split(), f"--seed={seed}", f"--log-dir={folder}"]
-        began_at = time.perf_counter()
-        result = subprocess.run([*launcher, *options.split(), *program], capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - began_at
-        if result.returncode != 0:
-            sys.exit(result.stderr)
-        (run,) = Path(folder, "fabric_logs").iterdir()
-        events = EventAccumulator(str(run)).Reload()
-
-        def values(tag: str) -> list[float]:
-            return [event.value for event in events.Scalars(tag)]
-
-        return Result(
-            values("Test/cumulative_reward")[0],
-            values("Rewards/rew_avg")[-1],
-            statistics.median(values("Time/step_per_second")),
-            seconds,
-        )
-
-
 def main(arguments: Arguments) -> None:
-    """Prints a row per task, in Markdown, as its runs end."""
-    print("| task | seed | greedy return | sampled return | steps/s | seconds in all |")
-    print("|---|---|---|---|---|---|")
-    for task in arguments.tasks:
-        for seed in range(1, arguments.seeds + 1):
-            r = train(task, seed, arguments.ranks, arguments.options)
-            print(
-                f"| {task} | {seed} | {r.greedy_return:.2f} | {r.sampled_return:.1f}"
-                f" | {r.steps_per_second:,.0f} | {r.seconds:.0f} |",
-                flush=True,
-            )
+    """Prints a row per run, in Markdown, as it ends."""
+    print("| task | ranks | flags | seed | greedy return | sampled return | steps/s (median) | seconds in all |")
+    print("|---|---|---|---|---|---|---|---|")
+    seeds = range(1, arguments.seeds + 1)
+    for task, ranks, variant, seed in itertools.product(arguments.tasks, arguments.ranks, arguments.variants, seeds):
+        flags = [*TASKS[task].split(), *variant.split(), f"--seed={seed}"]
+        scalars, seconds = run_program(arguments.program, flags, ranks=ranks, options=arguments.options.split())
+        print(
+            f"| {task} | {ranks} | {variant} | {seed} | {scalars['Test/cumulative_reward'][0]:.2f}"
+            f" | {scalars['Rewards/rew_avg'][-1]:.1f}"
+            f" | {statistics.median(scalars['Time/step_per_second']):,.0f} | {seconds:.0f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import rl
-from tests.programs.launch import agent_of, fabric, run_folder, scalars, succeeded, torchrun
+from tests.programs.launch import agent_of, decoupled, fabric, run_folder, scalars, succeeded, torchrun
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,3 +25,12 @@ def test_torch_learns_it_too_and_its_agent_can_be_read_without_a_gpu() -> None:
     assert scalars(run_folder("torch_logs"))["Rewards/rew_avg"][-1][1] >= 190
     assert {parameter.device.type for parameter in agent_of(run_folder("torch_logs")).values()} == {"cpu"}
     assert rl.load_policy(run_folder("torch_logs") / "last.ckpt")([0.5, 0.0]) == 0
+
+
+@pytest.mark.parametrize("flags", [("--cuda",), ("--cuda", "--player-on-gpu"), ("--cuda", "--overlap")])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_a_player_feeds_a_trainer_on_a_gpu(flags: tuple[str, ...], precision: str) -> None:
+    # For fabric run, more ranks than GPUs are ranks on the CPU; the program then puts its trainer where --cuda says.
+    options = ("--accelerator=cpu", f"--precision={precision}")
+    succeeded(decoupled("--num-envs", "128", *flags, ranks=2, options=options))
+    assert scalars(run_folder("fabric_decoupled_logs"))["Rewards/rew_avg"][-1][1] >= 190
