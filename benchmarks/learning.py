@@ -2,7 +2,7 @@
 
 python benchmarks/learning.py --tasks custom cartpole pendulum lunarlander --seeds 10
 python benchmarks/learning.py --program train_fabric_decoupled.py --tasks custom-small cartpole-one-player
-    --ranks 2 3 4 --variants "" --share-data --overlap "--share-data --overlap" --seeds 1
+    --ranks 2 3 4 --variants=",--share-data,--overlap,--share-data --overlap" --seeds 1
 """
 
 import itertools
@@ -44,8 +44,8 @@ class Arguments:
     """The program."""
     ranks: list[int] = field(default_factory=lambda: [2])
     """Numbers of ranks."""
-    variants: list[str] = field(default_factory=lambda: [""])
-    """Further flags of the program, each with all tasks and ranks."""
+    variants: str = ""
+    """Further flags of the program, in groups that commas part; each with all tasks and ranks."""
     options: str = ""
     """Further options of `fabric run`, such as --precision=bf16-mixed."""
 
@@ -55,7 +55,9 @@ def main(arguments: Arguments) -> None:
     print("| task | ranks | flags | seed | greedy return | sampled return | steps/s (median) | seconds in all |")
     print("|---|---|---|---|---|---|---|---|")
     seeds = range(1, arguments.seeds + 1)
-    for task, ranks, variant, seed in itertools.product(arguments.tasks, arguments.ranks, arguments.variants, seeds):
+    for task, ranks, variant, seed in itertools.product(
+        arguments.tasks, arguments.ranks, arguments.variants.split(","), seeds
+    ):
         flags = [*TASKS[task].split(), *variant.split(), f"--seed={seed}"]
         scalars, seconds = run_program(arguments.program, flags, ranks=ranks, options=arguments.options.split())
         print(
