@@ -9,7 +9,7 @@ import pytest
 
 import train_torch
 from rl.command_line import command_line, parse
-from rl.config import Config
+from rl.config import Config, DecoupledConfig
 from rl.learners.ppo import PPO
 from tests import probes  # noqa: F401 (registers them)
 
@@ -26,6 +26,7 @@ FLAGS = [
 
 def test_the_set_of_flags() -> None:
     assert sorted(Config().flags()) == sorted(FLAGS)
+    assert sorted(DecoupledConfig().flags()) == sorted([*FLAGS, "overlap"])
 
 
 def test_every_flag_is_in_the_help_with_its_meaning_and_default(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,6 +45,16 @@ def test_flags_are_flat_and_in_any_order() -> None:
     config = parse(["--gamma", "0.5", "--env-id", "CartPole-v1", "--no-anneal-lr", "--hidden-size", "8", "--cuda"])
     assert (config.learner.gamma, config.env.env_id, config.learner.anneal_lr) == (0.5, "CartPole-v1", False)
     assert (config.network.hidden_size, config.cuda) == (8, True)
+
+
+def test_the_readmes_commands_have_flags_that_can_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    commands = re.findall(r"^(?:fabric run|torchrun) .*?(train_\w+\.py)([^#\n]*)", readme, re.MULTILINE)
+    assert len(commands) >= 7
+    for program, flags in commands:
+        parse(flags.split(), DecoupledConfig if "decoupled" in program else Config).check()
 
 
 @dataclass(frozen=True)
