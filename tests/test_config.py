@@ -42,7 +42,9 @@ def test_every_flag_is_in_the_help_with_its_meaning_and_default(capsys: pytest.C
 
 
 def test_flags_are_flat_and_in_any_order() -> None:
-    config = parse(["--gamma", "0.5", "--env-id", "CartPole-v1", "--no-anneal-lr", "--hidden-size", "8", "--cuda"])
+    config = parse(
+        ["--gamma", "0.5", "--env-id", "CartPole-v1", "--no-anneal-lr", "--hidden-size", "8", "--cuda"], Config
+    )
     assert (config.learner.gamma, config.env.env_id, config.learner.anneal_lr) == (0.5, "CartPole-v1", False)
     assert (config.network.hidden_size, config.cuda) == (8, True)
 
@@ -80,7 +82,7 @@ def test_further_learners_can_become_subcommands_while_the_flat_flags_mean_ppo()
 
 def test_total_timesteps_count_the_steps_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    config = parse(["--total-timesteps", "10000", "--num-envs", "10", "--num-steps", "100"])
+    config = parse(["--total-timesteps", "10000", "--num-envs", "10", "--num-steps", "100"], Config)
     assert config.steps_per_update() == 3000 and config.num_updates() == 3
 
 
