@@ -140,7 +140,9 @@ class PPO:
         value_clip = self.clip_coef if self.clip_vloss else None
         value_loss = weighted_mean(squared_error(value, rows.value, rows.target, value_clip), rows.weight)
         entropy_loss = -weighted_mean(distribution.entropy(), rows.weight)
-        loss = policy_loss + self.vf_coef * value_loss + self.ent_coef * entropy_loss
+        loss = policy_loss + self.vf_coef * value_loss
+        if self.ent_coef > 0:
+            loss = loss + self.ent_coef * entropy_loss
         with torch.no_grad():
             ratio = log_ratio.exp()
             metrics = {
