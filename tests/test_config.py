@@ -10,6 +10,7 @@ import pytest
 import train_torch
 from rl.command_line import command_line, parse
 from rl.config import Config, DecoupledConfig
+from rl.errors import UserError
 from rl.learners.ppo import PPO
 from tests import probes  # noqa: F401 (registers them)
 
@@ -143,3 +144,23 @@ def test_bad_input_is_answered_with_one_message_and_leaves_nothing(
     assert re.search(message, words), error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("world_size", "flags", "message"),
+    [
+        (1, "", "1 rank: this program needs a player and at least one trainer"),
+        (4, "--num-envs 2 --num-steps 1", "--num-steps 1: × --num-envs 2 = 2 rows; each of 3 trainers needs one"),
+        (3, "--num-envs 5 --num-steps 1 --per-rank-batch-size 4", "--per-rank-batch-size 4: larger than the 3 rows"),
+        (3, "--player-on-gpu", "--player-on-gpu: the trainers are not on GPUs; say --cuda too"),
+        (4, "--cuda", r"--cuda: 3 trainer\(s\) on this machine need a GPU each, and torch finds 2 here"),
+    ],
+)
+def test_the_decoupled_program_checks_what_its_ranks_need(
+    world_size: int, flags: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, str(world_size))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match=message):
+        parse(flags.split(), DecoupledConfig).check()

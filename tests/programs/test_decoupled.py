@@ -95,8 +95,6 @@ def test_uneven_parts_end_with_finite_weights(ranks: int, flags: str) -> None:
     ("ranks", "flags", "options", "message"),
     [
         (1, (), (), "1 rank: this program needs a player and at least one trainer"),
-        (3, ("--num-envs", "1", "--num-steps", "1"), (), "--num-steps 1: × --num-envs 1 = 1 rows; each of 2 trainers"),
-        (3, ("--player-on-gpu",), (), "--player-on-gpu: the trainers are not on GPUs; say --cuda too"),
         (3, (), ("--strategy=fsdp",), "--strategy fsdp: gradients are averaged by ddp here"),
         pytest.param(
             3,

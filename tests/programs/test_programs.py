@@ -75,15 +75,13 @@ def test_the_bare_command_learns_custom_env_to_its_optimum() -> None:
 VARIANTS = {
     "defaults": (2, ""),
     "one-rank": (1, ""),
-    "shared-data": (2, "--share-data"),
-    "uneven-minibatches": (2, "--num-envs 5 --num-steps 1 --per-rank-batch-size 2 --total-timesteps 300"),
-    "uneven-shared": (3, "--share-data --num-envs 1 --num-steps 5 --per-rank-batch-size 2 --total-timesteps 150"),
+    "shared-data-and-next-step-autoreset": (2, "--share-data --env-id CartPole-v1"),
+    "uneven-minibatches": (3, "--share-data --num-envs 1 --num-steps 5 --per-rank-batch-size 2 --total-timesteps 150"),
     "everything-else": (
         2,
         "--env-id Pendulum-v1 --clip-vloss --ent-coef 0.01 --no-anneal-lr --no-normalize-advantages --no-ortho-init"
         " --no-shared-encoder --activation-function relu --target-kl 0.001 --torch-deterministic --seed 7",
     ),
-    "next-step-autoreset": (2, "--env-id CartPole-v1"),
     "async": (2, "--env-id CartPole-v1 --vectorization async --num-envs 2"),
 }
 
@@ -102,7 +100,7 @@ def test_fabric_and_torch_end_with_the_same_parameters(variant: str) -> None:
     assert set(second) == set(first)
     for folder in (run_folder("fabric_logs"), run_folder("torch_logs")):
         assert hyperparameters(folder) == set(Config().flags())
-        assert json.loads((folder / "config.json").read_text())["total_timesteps"] in (150, 300, 3000)
+        assert json.loads((folder / "config.json").read_text())["total_timesteps"] in (150, 3000)
 
 
 @pytest.mark.parametrize("options", [("--precision=bf16-mixed",), ("--precision=16-mixed",), ("--strategy=ddp",)])
