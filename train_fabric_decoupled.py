@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rl.agent import Agent
 from rl.command_line import command_line
 from rl.config import DecoupledConfig
-from rl.distributed import Ranks, local_rank, on_first_machine, rank, world_size
+from rl.distributed import Ranks, local_rank, local_world_size, on_first_machine, rank, world_size
 from rl.envs.stepping import Stepper, make_envs
 from rl.errors import require
 from rl.exchange import PLAYER, Exchange
@@ -47,7 +47,7 @@ def player(config: DecoupledConfig) -> None:
     folder = make_run_folder(config, "fabric_decoupled_logs")
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     # A GPU that no trainer has, where there is one.
-    gpu = min(config.num_trainers(), torch.cuda.device_count() - 1)
+    gpu = min(local_world_size() - 1, torch.cuda.device_count() - 1)
     fabric = fabric_on(torch.device("cuda", gpu) if config.player_on_gpu else torch.device("cpu"))
     meet(config)
 

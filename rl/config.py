@@ -26,7 +26,7 @@ class Config:
     total_timesteps: int = 1_000_000
     """Environment steps of all ranks together."""
     cuda: bool = False
-    """Train on GPUs, one for each rank."""
+    """Train on GPUs, one for each rank that learns."""
     player_on_gpu: bool = False
     """Put the player on a GPU too; for a program whose player is a rank of its own."""
     torch_deterministic: bool = False
@@ -106,7 +106,7 @@ class DecoupledConfig(Config):
     """Train a policy by proximal policy optimisation: rank 0 plays, the others learn."""
 
     overlap: bool = False
-    """Collect the next rollout while the trainers learn from the last one, with weights that are one update old."""
+    """Collect a rollout while the trainers learn from the last, with weights (and a log of losses) one update old."""
 
     def num_players(self) -> int:
         """Rank 0 alone collects rollouts."""
