@@ -1,4 +1,4 @@
-"""How a run spreads over ranks: every collective of the programs, all of them on tensors."""
+"""How a run spreads over ranks: who is who, and what ranks do together, always on tensors."""
 
 import gc
 import os
