@@ -1,4 +1,4 @@
-"""How experience travels from a player to its trainers, and weights and metrics back: in tensors, allocated once.
+"""How experience travels from a player to its trainers, in a buffer allocated once, and weights and metrics back.
 
 Everything passes through host memory (pinned where a GPU is at either end), over the process group of all ranks. That
 works wherever player and trainers are, on one GPU together too.
