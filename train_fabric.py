@@ -1,6 +1,8 @@
 """Every rank plays and learns; Lightning Fabric launches, places and synchronises: `fabric run train_fabric.py`."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -15,7 +17,8 @@ from rl.distributed import Ranks
 from rl.envs.stepping import make_envs
 from rl.errors import require
 from rl.learners.ppo import Metrics, Rows
-from rl.rollout import Collector
+from rl.optimization import AUTOCAST, GradientStep, Weights, make_adam
+from rl.rollout import make_collector
 from rl.run.run import Run, make_run_folder
 from rl.seeding import Shuffle
 
@@ -34,34 +37,48 @@ def main(config: Config) -> None:
     ranks = Ranks.of()
 
     torch.manual_seed(config.seed)
-    agent = Agent(envs.spaces, config.network)
+    policy = Agent(envs.spaces, config.network)
+    agent = fabric.setup_module(policy)  # the same weights; those who call it wait for each other
+    weights = Weights(policy)
     # Fabric does not clip what a fused Adam unscales itself.
-    fused = fabric.strategy.precision.precision != "16-mixed"
-    optimizer = torch.optim.Adam(agent.parameters(), lr=learner.learning_rate, eps=1e-5, fused=fused)
-    agent, optimizer = fabric.setup(agent, optimizer)
-    policy = agent.module  # the same weights, without what makes ranks wait for each other
-    collector = Collector(envs.to(fabric.device), policy, seed=config.seed, first_env=ranks.rank * envs.num_envs)
-    shuffle = Shuffle(config.seed, ranks.rank, ranks.size, shared=config.share_data)
+    precision = fabric.strategy.precision
+    adam = make_adam(weights, learner.learning_rate, fused=precision.precision != "16-mixed")
+    optimizer = cast(torch.optim.Adam, fabric.setup_optimizers(adam))
+    execution = config.make_execution(fabric.device)
+    collector = make_collector(
+        envs.to(fabric.device),
+        policy,
+        seed=config.seed,
+        first_env=ranks.rank * envs.num_envs,
+        execution=execution,
+    )
+    estimate = execution.loop(partial(learner.estimate, policy))
+    shuffle = Shuffle(config.seed, ranks.rank, ranks.size, shared=config.share_data, device=fabric.device)
 
-    def gradient_step(minibatch: Rows) -> Metrics:
+    def eager_gradient_step(minibatch: Rows) -> Metrics:
         loss, metrics = learner.loss(agent, minibatch)
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)
         fabric.backward(loss)
         # A gradient that is not finite is no error here: under fp16 it tells the loss scaler to skip the step.
         norm = fabric.clip_gradients(agent, optimizer, max_norm=learner.max_grad_norm, error_if_nonfinite=False)
         optimizer.step()
         return metrics | {"Info/grad_norm": cast(Tensor, norm)}
 
-    with Run(config, policy, folder, logger, ranks) as run:
+    gradient_step: Callable[[Rows], Metrics] = eager_gradient_step
+    if execution.mode != "eager":
+        # The same arithmetic without Python in between, and one all-reduce where DDP has hooks.
+        autocast, scaler = AUTOCAST.get(precision.precision), getattr(precision, "scaler", None)
+        gradient_step = GradientStep(learner, policy, weights, adam, ranks, execution, autocast=autocast, scaler=scaler)
+
+    with Run(config, policy, folder, logger, ranks, execution) as run:
         for progress in run.updates():
             learning_rate = learner.learning_rate_at(progress)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+            adam.param_groups[0]["lr"].fill_(learning_rate)
             run.record({"Info/learning_rate": learning_rate})
 
             with run.timed("collect"), torch.no_grad(), fabric.autocast():
                 rollout = collector.collect(learner.num_steps)
-                rows, metrics = learner.prepare(policy, rollout, ranks.sum)
+                rows, metrics = learner.prepare(rollout, estimate(rollout), ranks.sum)
             run.record_episodes(rollout)
             run.record(metrics)
 

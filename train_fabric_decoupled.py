@@ -1,7 +1,9 @@
 """Rank 0 plays, the others learn: `fabric run --devices=3 train_fabric_decoupled.py`."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -16,11 +18,13 @@ from rl.agent import Agent
 from rl.command_line import command_line
 from rl.config import DecoupledConfig
 from rl.distributed import Ranks, local_rank, local_world_size, on_first_machine, rank, world_size
-from rl.envs.stepping import Stepper, make_envs
+from rl.envs.step import Envs
+from rl.envs.stepping import make_envs
 from rl.errors import require
 from rl.exchange import PLAYER, Exchange
 from rl.learners.ppo import Metrics, Rows
-from rl.rollout import Collector
+from rl.optimization import AUTOCAST, GradientStep, Weights, make_adam
+from rl.rollout import make_collector
 from rl.run.logger import Averages
 from rl.run.run import Run, make_run_folder
 from rl.seeding import Shuffle
@@ -55,9 +59,11 @@ def player(config: DecoupledConfig) -> None:
     policy = Agent(envs.spaces, config.network)
     fabric.setup_module(policy)  # to its device and precision
     exchange = make_exchange(config, one_env(config), policy, fabric.device)
-    collector = Collector(envs.to(fabric.device), policy, seed=config.seed, first_env=0)
+    execution = config.make_execution(fabric.device)
+    collector = make_collector(envs.to(fabric.device), policy, seed=config.seed, first_env=0, execution=execution)
+    estimate = execution.loop(partial(learner.estimate, policy))
 
-    with Run(config, policy, folder, logger, ALONE) as run:
+    with Run(config, policy, folder, logger, ALONE, execution) as run:
 
         def take_weights() -> None:
             with run.timed("player_wait"):
@@ -66,7 +72,7 @@ def player(config: DecoupledConfig) -> None:
         for progress in run.updates():
             with run.timed("collect"), torch.no_grad(), fabric.autocast():
                 rollout = collector.collect(learner.num_steps)
-                rows, metrics = learner.prepare(policy, rollout, ALONE.sum)
+                rows, metrics = learner.prepare(rollout, estimate(rollout), ALONE.sum)
             run.record_episodes(rollout)
             run.record(metrics)
             run.record({"Info/transfer_bytes": exchange.num_bytes})
@@ -95,28 +101,37 @@ def trainer(config: DecoupledConfig) -> None:
 
     torch.manual_seed(config.seed)
     policy = Agent(env.spaces, config.network)
-    # Fabric does not clip what a fused Adam unscales itself.
-    fused = fabric.strategy.precision.precision != "16-mixed"
-    optimizer = torch.optim.Adam(policy.parameters(), lr=learner.learning_rate, eps=1e-5, fused=fused)
-    module, optimizer = fabric.setup(policy, optimizer)
+    module = fabric.setup_module(policy)
     agent = DistributedDataParallel(module, process_group=trainers.group) if trainers.size > 1 else module
+    weights = Weights(policy)
+    # Fabric does not clip what a fused Adam unscales itself.
+    precision = fabric.strategy.precision
+    adam = make_adam(weights, learner.learning_rate, fused=precision.precision != "16-mixed")
+    optimizer = cast(torch.optim.Adam, fabric.setup_optimizers(adam))
+    execution = config.make_execution(fabric.device)
     exchange = make_exchange(config, env, policy, fabric.device)
-    shuffle = Shuffle(config.seed, trainers.rank, trainers.size, shared=config.share_data)
+    shuffle = Shuffle(config.seed, trainers.rank, trainers.size, shared=config.share_data, device=fabric.device)
     averages = Averages(fabric.device, trainers)
 
-    def gradient_step(minibatch: Rows) -> Metrics:
+    def eager_gradient_step(minibatch: Rows) -> Metrics:
         loss, metrics = learner.loss(agent, minibatch)
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)
         fabric.backward(loss)
         # A gradient that is not finite is no error here: under fp16 it tells the loss scaler to skip the step.
         norm = fabric.clip_gradients(agent, optimizer, max_norm=learner.max_grad_norm, error_if_nonfinite=False)
         optimizer.step()
         return metrics | {"Info/grad_norm": cast(Tensor, norm)}
 
+    gradient_step: Callable[[Rows], Metrics] = eager_gradient_step
+    if execution.mode != "eager":
+        autocast, scaler = AUTOCAST.get(precision.precision), getattr(precision, "scaler", None)
+        gradient_step = GradientStep(
+            learner, policy, weights, adam, trainers, execution, autocast=autocast, scaler=scaler
+        )
+
     for update in range(config.num_updates()):
         learning_rate = learner.learning_rate_at(update / config.num_updates())
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+        adam.param_groups[0]["lr"].fill_(learning_rate)
         averages.add({"Info/learning_rate": learning_rate})
 
         with averages.timed("trainer_wait"):
@@ -142,17 +157,18 @@ def meet(config: DecoupledConfig) -> dist.ProcessGroup:
     return cast(dist.ProcessGroup, group)
 
 
-def one_env(config: DecoupledConfig) -> Stepper:
+def one_env(config: DecoupledConfig) -> Envs:
     """A single environment, to tell spaces and types."""
     return make_envs(replace(config.env, num_envs=1, vectorization="sync"))
 
 
-def make_exchange(config: DecoupledConfig, env: Stepper, policy: Agent, device: torch.device) -> Exchange:
+def make_exchange(config: DecoupledConfig, env: Envs, policy: Agent, device: torch.device) -> Exchange:
     """This rank's end of the exchange; one row from a single environment tells both ends what travels."""
+    learner = config.learner
     with torch.no_grad():
-        rollout = Collector(env.to(device), policy, seed=config.seed, first_env=0).collect(1)
-        like, _ = config.learner.prepare(policy, rollout, ALONE.sum)
-        _, metrics = config.learner.loss(policy, like)
+        rollout = make_collector(env.to(device), policy, seed=config.seed, first_env=0).collect(1)
+        like, _ = learner.prepare(rollout, learner.estimate(policy, rollout), ALONE.sum)
+        _, metrics = learner.loss(policy, like)
     return Exchange(
         like,
         (*metrics, *TRAINER_METRICS),

@@ -1,6 +1,8 @@
 """The program of train_fabric.py with `torch.distributed` spelt out: `torchrun train_torch.py`."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -13,7 +15,8 @@ from rl.config import Config
 from rl.distributed import Ranks, local_rank
 from rl.envs.stepping import make_envs
 from rl.learners.ppo import Metrics, Rows
-from rl.rollout import Collector
+from rl.optimization import GradientStep, Weights, make_adam
+from rl.rollout import make_collector
 from rl.run.logger import TensorBoardWriter
 from rl.run.run import Run, make_run_folder
 from rl.seeding import Shuffle
@@ -34,29 +37,38 @@ def main(config: Config) -> None:
 
     torch.manual_seed(config.seed)
     policy = Agent(envs.spaces, config.network).to(device)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=learner.learning_rate, eps=1e-5, fused=True)
     agent = DistributedDataParallel(policy) if ranks.size > 1 else policy
-    collector = Collector(envs.to(device), policy, seed=config.seed, first_env=ranks.rank * envs.num_envs)
-    shuffle = Shuffle(config.seed, ranks.rank, ranks.size, shared=config.share_data)
+    weights = Weights(policy)
+    optimizer = make_adam(weights, learner.learning_rate, fused=True)
+    execution = config.make_execution(device)
+    collector = make_collector(
+        envs.to(device), policy, seed=config.seed, first_env=ranks.rank * envs.num_envs, execution=execution
+    )
+    estimate = execution.loop(partial(learner.estimate, policy))
+    shuffle = Shuffle(config.seed, ranks.rank, ranks.size, shared=config.share_data, device=device)
 
-    def gradient_step(minibatch: Rows) -> Metrics:
+    def eager_gradient_step(minibatch: Rows) -> Metrics:
         loss, metrics = learner.loss(agent, minibatch)
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = clip_grad_norm_(agent.parameters(), learner.max_grad_norm)
+        norm = clip_grad_norm_([weights.vector], learner.max_grad_norm)
         optimizer.step()
         return metrics | {"Info/grad_norm": norm}
 
-    with Run(config, policy, folder, logger, ranks) as run:
+    gradient_step: Callable[[Rows], Metrics] = eager_gradient_step
+    if execution.mode != "eager":
+        # The same arithmetic without Python in between, and one all-reduce where DDP has hooks.
+        gradient_step = GradientStep(learner, policy, weights, optimizer, ranks, execution)
+
+    with Run(config, policy, folder, logger, ranks, execution) as run:
         for progress in run.updates():
             learning_rate = learner.learning_rate_at(progress)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+            optimizer.param_groups[0]["lr"].fill_(learning_rate)
             run.record({"Info/learning_rate": learning_rate})
 
             with run.timed("collect"), torch.no_grad():
                 rollout = collector.collect(learner.num_steps)
-                rows, metrics = learner.prepare(policy, rollout, ranks.sum)
+                rows, metrics = learner.prepare(rollout, estimate(rollout), ranks.sum)
             run.record_episodes(rollout)
             run.record(metrics)
 

@@ -1,10 +1,13 @@
-"""Reinforcement learning distributed by Lightning Fabric; importing it registers CustomEnv-v0 with Gymnasium."""
+"""Reinforcement learning distributed by Lightning Fabric; importing it registers its environments."""
 
 import gymnasium
 
+from rl.envs import classic
+from rl.envs.custom import CustomTensorEnv
+from rl.envs.functional import TensorEnv, TensorVectorEnv, register_tensor_env
 from rl.run.checkpoint import load_policy
 
-__all__ = ["load_policy"]
+__all__ = ["TensorEnv", "TensorVectorEnv", "load_policy", "register_tensor_env"]
 
 gymnasium.register(
     "CustomEnv-v0",
@@ -12,3 +15,8 @@ gymnasium.register(
     vector_entry_point="rl.envs.custom:CustomVectorEnv",
     max_episode_steps=200,
 )
+register_tensor_env("CustomEnv-v0", CustomTensorEnv)
+register_tensor_env("CartPole-v1", classic.CartPole)
+register_tensor_env("Pendulum-v1", classic.Pendulum)
+register_tensor_env("MountainCar-v0", classic.MountainCar)
+register_tensor_env("Acrobot-v1", classic.Acrobot)

@@ -1,6 +1,7 @@
 """Who acts: the network from observations to a distribution over actions, and a value."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from rl.distributions import Categorical, DiagonalGaussian, Distribution
 from rl.envs.spaces import DiscreteActions, Spaces
 from rl.errors import require
+
+Policy = Callable[[Tensor], tuple[Distribution, Tensor]]  # an agent, or what stands for one
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,18 @@
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from rl.agent import Network
-from rl.distributed import local_world_size, on_first_machine, world_size
+from rl.distributed import local_world_size, on_first_machine, rank, world_size
 from rl.envs.stepping import EnvConfig
 from rl.errors import UserError, require
+from rl.execution import Execution, compiler_missing, compiling_pays
 from rl.learners.ppo import PPO
 
 
@@ -29,6 +31,9 @@ class Config:
     """Train on GPUs, one for each rank that learns."""
     player_on_gpu: bool = False
     """Put the player on a GPU too; for a program whose player is a rank of its own."""
+    execution: Literal["auto", "eager", "compiled", "captured"] = "auto"
+    """How rollouts and gradient steps run: as Python says it, compiled, or (on GPUs) captured in CUDA graphs; auto is
+    captured on GPUs, and on the CPU compiled where the run is long enough to gain more than compiling takes."""
     torch_deterministic: bool = False
     """Have torch use deterministic algorithms only."""
     share_data: bool = False
@@ -60,6 +65,29 @@ class Config:
     def num_updates(self) -> int:
         """Number of updates of the run."""
         return self.total_timesteps // self.steps_per_update()
+
+    def make_execution(self, device: torch.device) -> Execution:
+        """How functions of tensors run on a device.
+
+        Raises:
+            UserError: CUDA graphs are asked for on a CPU.
+        """
+        on_gpu = device.type == "cuda"
+        if self.execution == "captured" and not on_gpu:
+            raise UserError("--execution captured: CUDA graphs need a GPU; say --cuda too, or --execution compiled")
+        if self.execution == "eager":
+            return Execution("eager", device)
+        if self.execution == "auto" and not on_gpu:
+            epochs = self.num_updates() * self.learner.update_epochs
+            num_gradient_steps = epochs * self.learner.num_minibatches(self.rows_per_rank())
+            if not compiling_pays(num_gradient_steps, epochs * self.rows_per_rank()):
+                return Execution("eager", device)
+        missing = compiler_missing(device)
+        if missing and not on_gpu:
+            if rank() == 0:
+                print(f"note: {missing} is missing, so nothing is compiled and the run takes longer", file=sys.stderr)
+            return Execution("eager", device)
+        return Execution("compiled" if self.execution == "compiled" or not on_gpu else "captured", device)
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""

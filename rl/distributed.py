@@ -81,6 +81,12 @@ class Ranks:
         """The elementwise mean of every rank's tensor, on every rank."""
         return self.sum(values) / self.size
 
+    def average(self, values: Tensor) -> None:
+        """Puts the elementwise mean of every rank's tensor into every rank's tensor."""
+        if self.size > 1:
+            dist.all_reduce(values, group=self.group)
+            values /= self.size
+
     def share(self, rows: Fields) -> Fields:
         """Everybody's rows [W·B, ...], in the order of the ranks, from every rank's own [B, ...]; one all-gather."""
         if self.size == 1:

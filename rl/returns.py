@@ -1,7 +1,17 @@
 """Advantages and returns: what a rollout's rewards say about its actions."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from rl.scan import scan
+
+
+class Flow(NamedTuple):
+    """What flows back from a step to the one before."""
+
+    advantage: Tensor  # [N]
 
 
 def gae(
@@ -21,9 +31,10 @@ def gae(
     """
     td_error = reward + gamma * next_value * ~terminated - value
     carried = gamma * gae_lambda * ~(terminated | truncated)
-    advantage = torch.zeros_like(td_error[0])
-    advantages = []
-    for error, carry in zip(reversed(td_error.unbind()), reversed(carried.unbind()), strict=True):
-        advantage = torch.addcmul(error, carry, advantage)
-        advantages.append(advantage)
-    return torch.stack(advantages[::-1])
+
+    def step(after: Flow, error: Tensor, carry: Tensor) -> tuple[Flow, Flow]:
+        now = Flow(torch.addcmul(error, carry, after.advantage))
+        return now, now
+
+    _, flow = scan(step, Flow(torch.zeros_like(td_error[0])), (td_error, carried), Flow, reverse=True)
+    return flow.advantage

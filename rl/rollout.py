@@ -1,14 +1,20 @@
 """What is collected: the experience of N environments over T steps."""
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
-from rl.agent import Agent
-from rl.envs.stepping import Stepper
-from rl.seeding import ActionNoise
+from rl.agent import Agent, Policy
+from rl.distributions import Distribution
+from rl.envs.functional import EnvState, TensorEnvs
+from rl.envs.step import Envs, Step
+from rl.execution import Execution
+from rl.scan import scan
+from rl.seeding import ACTION, Noise
 
 Fields = TypeVar("Fields", bound=tuple[Tensor, ...])  # a NamedTuple of tensors
 
@@ -29,29 +35,104 @@ class Rollout(NamedTuple):
     episode_length: Tensor  # [T, N] float32, likewise
 
 
+class Decision(NamedTuple):
+    """What the policy does at observations [N, D]."""
+
+    action: Tensor  # [N] int64 or [N, A] float32
+    log_prob: Tensor  # [N] float32
+    value: Tensor  # [N] float32
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], fields: Fields) -> Fields:
     """The NamedTuple with the function applied to every tensor of it."""
     return type(fields)(*map(function, fields))
 
 
+def decide(policy: Policy, obs: Tensor, noise: Tensor) -> Decision:
+    """What the policy does at observations [N, D], given noise [N, ...]."""
+    distribution, value = policy(obs)
+    action = distribution.sample(noise)
+    return Decision(action, distribution.log_prob(action), value)
+
+
+def unaliased(policy: Agent) -> Policy:
+    """The policy for use in a compiled loop, which takes no weights that are views of one vector."""
+    if not torch.compiler.is_compiling():
+        return policy
+    weights = {name: weight.clone() for name, weight in policy.named_parameters()}
+    return functools.partial(_call, policy, weights)
+
+
+def _call(policy: Agent, weights: dict[str, Tensor], obs: Tensor) -> tuple[Distribution, Tensor]:
+    return cast(tuple[Distribution, Tensor], functional_call(policy, weights, (obs,)))
+
+
+def row(obs: Tensor, decision: Decision, step: Step) -> Rollout:
+    """One step [N, ...] of a rollout."""
+    return Rollout(**(step._asdict() | decision._asdict() | {"obs": obs}))
+
+
 class Collector:
     """Plays N environments with a policy, on from where the last rollout ended."""
 
-    def __init__(self, envs: Stepper, policy: Agent, *, seed: int, first_env: int) -> None:
+    def __init__(self, envs: Envs, policy: Agent, *, seed: int, first_env: int, execution: Execution) -> None:
         """Starts an episode in every environment; `first_env` counts environments over all ranks."""
         self.envs = envs
         self.policy = policy
-        self.noise = ActionNoise(seed, first_env, envs.num_envs, envs.spaces.actions.noise_size, envs.device)
+        self.noise = Noise(seed, ACTION, first_env, envs.num_envs, envs.spaces.actions.noise_size, envs.device)
+        self.num_steps = torch.zeros((), dtype=torch.int64, device=envs.device)
         self.obs = envs.reset(seed, first_env)
+        self.decide = execution.step(functools.partial(decide, policy))
 
     def collect(self, num_steps: int) -> Rollout:
         """The rollout [T, N, ...] of the next T steps."""
-        steps = []
-        for noise in self.noise.draw(num_steps):
-            distribution, value = self.policy(self.obs)
-            action = distribution.sample(noise)
-            step = self.envs.step(action)
-            given = step._asdict() | {"obs": self.obs}
-            steps.append(Rollout(action=action, log_prob=distribution.log_prob(action), value=value, **given))
+        rows = []
+        for noise in self.noise.at(self.num_steps, num_steps):
+            decision = self.decide(self.obs, noise)
+            step = self.envs.step(decision.action)
+            rows.append(row(self.obs, decision, step))
             self.obs = step.obs
-        return Rollout(*map(torch.stack, zip(*steps, strict=True)))
+        self.num_steps = self.num_steps + num_steps
+        return Rollout(*map(torch.stack, zip(*rows, strict=True)))
+
+
+class TensorCollector:
+    """A `Collector` of tensor environments: a rollout is one function of tensors, without the host in between."""
+
+    def __init__(self, envs: TensorEnvs, policy: Agent, *, seed: int, first_env: int, execution: Execution) -> None:
+        """Starts an episode in every environment; `first_env` counts environments over all ranks."""
+        self.envs = envs
+        self.policy = policy
+        self.noise = Noise(seed, ACTION, first_env, envs.num_envs, envs.spaces.actions.noise_size, envs.device)
+        self.num_steps = torch.zeros((), dtype=torch.int64, device=envs.device)
+        envs.reset(seed, first_env)
+        self.play_step = execution.part(self._play_step)
+        self.play = execution.loop(self._play)
+
+    def collect(self, num_steps: int) -> Rollout:
+        """The rollout [T, N, ...] of the next T steps."""
+        self.num_steps, self.envs.state, rollout = self.play(self.num_steps, self.envs.state, num_steps)
+        return rollout
+
+    def _play(self, first_step: Tensor, state: EnvState, num_steps: int) -> tuple[Tensor, EnvState, Rollout]:
+        noise = (self.noise.at(first_step, num_steps), *self.envs.draw(first_step, num_steps))
+        after, rollout = scan(functools.partial(self.play_step, unaliased(self.policy)), state, noise, Rollout)
+        return first_step + num_steps, after, rollout
+
+    def _play_step(
+        self, policy: Policy, before: EnvState, noise: Tensor, *env_noise: Tensor
+    ) -> tuple[EnvState, Rollout]:
+        obs = self.envs.observe(before)
+        decision = decide(policy, obs, noise)
+        after, step = self.envs.advance(before, decision.action, *env_noise)
+        return after, row(obs, decision, step)
+
+
+def make_collector(
+    envs: Envs, policy: Agent, *, seed: int, first_env: int, execution: Execution | None = None
+) -> Collector | TensorCollector:
+    """The collector for these environments; without an execution, it runs as it stands."""
+    execution = execution or Execution()
+    if isinstance(envs, TensorEnvs):
+        return TensorCollector(envs, policy, seed=seed, first_env=first_env, execution=execution)
+    return Collector(envs, policy, seed=seed, first_env=first_env, execution=execution)

@@ -1,7 +1,7 @@
 """Randomness from named streams: nothing that a run draws depends on the global generators.
 
-The action noise of an environment depends on (seed, the environment's index over all ranks, its step) alone, so a
-run's experience is the same however its environments are spread over ranks.
+An environment's noise depends on (seed, the environment's index over all ranks, its step) alone, so a run's experience
+is the same however its environments are spread over ranks.
 """
 
 import numpy as np
@@ -13,7 +13,8 @@ _GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 
-_ENVIRONMENT, _ACTION, _SHUFFLE, _EVALUATION = 1, 2, 3, 4
+ACTION, INITIAL, TRANSITION = 2, 5, 6  # the streams of `Noise`
+_ENVIRONMENT, _SHUFFLE, _EVALUATION = 1, 3, 4
 
 
 def derive(seed: int, *path: int) -> int:
@@ -45,23 +46,21 @@ def _shift_right(z: Tensor, bits: int) -> Tensor:
     return logical
 
 
-class ActionNoise:
-    """Uniform numbers in the open interval (0, 1) for the actions of N environments."""
+class Noise:
+    """Uniform numbers in the open interval (0, 1) for N environments, in any order of their steps."""
 
-    def __init__(self, seed: int, first_env: int, num_envs: int, size: int, device: torch.device | str = "cpu") -> None:
-        """`first_env` counts environments over all ranks; an action takes `size` numbers."""
+    def __init__(
+        self, seed: int, stream: int, first_env: int, num_envs: int, size: int, device: torch.device | str = "cpu"
+    ) -> None:
+        """`first_env` counts environments over all ranks; a step takes `size` numbers."""
         env_index = torch.arange(first_env + 1, first_env + num_envs + 1, device=device)
-        self.env_key = split_mix(split_mix(env_index) + derive(seed, _ACTION))
+        self.env_key = split_mix(split_mix(env_index) + derive(seed, stream))
         self.size = size
-        self.step = 0
 
-    def draw(self, num_steps: int) -> Tensor:
-        """The noise [T, N, size] (float32) of the next T steps."""
-        counter = torch.arange(
-            self.step * self.size + 1, (self.step + num_steps) * self.size + 1, device=self.env_key.device
-        ).view(num_steps, 1, self.size)
-        self.step += num_steps
-        bits = _shift_right(split_mix(counter + self.env_key[:, None]), 41)
+    def at(self, step: Tensor, num_steps: int) -> Tensor:
+        """The noise [T, N, size] (float32) of T steps from `step` on (int64 [], counted from 0)."""
+        offset = torch.arange(1, num_steps * self.size + 1, device=self.env_key.device).view(num_steps, 1, self.size)
+        bits = _shift_right(split_mix(step * self.size + offset + self.env_key[:, None]), 41)
         # 23 random bits and one half: exact in float32, and neither 0 nor 1.
         return (bits.to(torch.float32) + 0.5) * 2.0**-23
 
@@ -72,11 +71,14 @@ class Shuffle:
     Ranks that train on the same rows (`shared`) draw the same order, and each takes its own part of it.
     """
 
-    def __init__(self, seed: int, rank: int, world_size: int, *, shared: bool) -> None:
-        """A rank's own stream of orders, or its part of the common one."""
-        self.generator = torch.Generator().manual_seed(derive(seed, _SHUFFLE, 0 if shared else rank))
+    def __init__(
+        self, seed: int, rank: int, world_size: int, *, shared: bool, device: torch.device | str = "cpu"
+    ) -> None:
+        """A rank's own stream of orders, or its part of the common one; drawn on the device that the rows are on."""
+        self.generator = torch.Generator(device).manual_seed(derive(seed, _SHUFFLE, 0 if shared else rank))
         self.part, self.num_parts = (rank, world_size) if shared else (0, 1)
 
     def order(self, num_rows: int) -> Tensor:
-        """This rank's rows of the next epoch (int64, on the CPU), each row once over all parts."""
-        return torch.randperm(num_rows, generator=self.generator)[self.part :: self.num_parts]
+        """This rank's rows of the next epoch (int64), each row once over all parts."""
+        order = torch.randperm(num_rows, generator=self.generator, device=self.generator.device)
+        return order[self.part :: self.num_parts]

@@ -16,10 +16,10 @@ from tests import probes  # noqa: F401 (registers them)
 
 # fmt: off
 FLAGS = [
-    "activation_function", "anneal_lr", "capture_video", "clip_coef", "clip_vloss", "cuda", "ent_coef", "env_id",
-    "eval_episodes", "exp_name", "gae_lambda", "gamma", "hidden_layers", "hidden_size", "learning_rate", "log_dir",
-    "max_eval_steps", "max_grad_norm", "normalize_advantages", "num_envs", "num_steps", "ortho_init",
-    "per_rank_batch_size", "player_on_gpu", "seed", "share_data", "shared_encoder", "target_kl",
+    "activation_function", "anneal_lr", "capture_video", "clip_coef", "clip_vloss", "cuda", "ent_coef", "env_backend",
+    "env_id", "eval_episodes", "execution", "exp_name", "gae_lambda", "gamma", "hidden_layers", "hidden_size",
+    "learning_rate", "log_dir", "max_eval_steps", "max_grad_norm", "normalize_advantages", "num_envs", "num_steps",
+    "ortho_init", "per_rank_batch_size", "player_on_gpu", "seed", "share_data", "shared_encoder", "target_kl",
     "torch_deterministic", "total_timesteps", "update_epochs", "vectorization", "vf_coef",
 ]
 # fmt: on

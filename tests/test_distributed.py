@@ -109,7 +109,7 @@ def _gradient(num_parts: int) -> tuple[Tensor, Tensor]:
     policy = Agent(Spaces(3, DiscreteActions(2)), Network(ortho_init=False))
     agent = DistributedDataParallel(policy) if num_parts > 1 else policy
     with torch.no_grad():
-        rows, metrics = LEARNER.prepare(policy, rollout, Ranks.of().sum)
+        rows, metrics = LEARNER.prepare(rollout, LEARNER.estimate(policy, rollout), Ranks.of().sum)
     loss, loss_metrics = LEARNER.loss(agent, rows)
     loss.backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in policy.parameters()])

@@ -8,8 +8,9 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rl.agent import Agent, Network
+from rl.envs.step import Envs
 from rl.envs.stepping import EnvConfig, Stepper, make_envs
-from rl.rollout import Collector, Rollout
+from rl.rollout import Collector, Rollout, TensorCollector, make_collector
 
 
 @pytest.fixture(autouse=True)
@@ -18,14 +19,16 @@ def no_grad() -> Iterator[None]:
         yield
 
 
-def agent_for(envs: Stepper) -> Agent:
+def agent_for(envs: Envs) -> Agent:
     torch.manual_seed(3)
     return Agent(envs.spaces, Network(ortho_init=False))
 
 
-def collector(env_id: str, num_envs: int, first_env: int = 0, vectorization: str = "sync") -> Collector:
+def collector(
+    env_id: str, num_envs: int, first_env: int = 0, vectorization: str = "sync"
+) -> Collector | TensorCollector:
     envs = make_envs(EnvConfig(env_id, num_envs=num_envs, vectorization=vectorization))
-    return Collector(envs, agent_for(envs), seed=1, first_env=first_env)
+    return make_collector(envs, agent_for(envs), seed=1, first_env=first_env)
 
 
 def assert_equal(ours: Rollout, theirs: Rollout) -> None:
@@ -60,7 +63,7 @@ def test_next_observations_are_the_next_rows_within_an_episode_and_the_final_one
     mode: AutoresetMode,
 ) -> None:
     envs = Stepper(SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 3, autoreset_mode=mode), "CartPole-v1")
-    rollout = Collector(envs, agent_for(envs), seed=1, first_env=0).collect(120)
+    rollout = make_collector(envs, agent_for(envs), seed=1, first_env=0).collect(120)
     follows = torch.equal(rollout.next_obs[:-1], rollout.obs[1:])
     ended = rollout.terminated | rollout.truncated
     assert ended.sum() > 5

@@ -2,8 +2,9 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from rl.seeding import ActionNoise, Shuffle, environment_seed, split_mix
+from rl.seeding import ACTION, INITIAL, Noise, Shuffle, environment_seed, split_mix
 
 GAMMA = 0x9E3779B97F4A7C15
 
@@ -16,27 +17,39 @@ def test_split_mix_gives_the_published_outputs() -> None:
     assert [output % 2**64 for output in split_mix(torch.tensor(counters)).tolist()] == published
 
 
+def noise(seed: int = 3, stream: int = ACTION, first_env: int = 0, num_envs: int = 8, size: int = 2) -> Noise:
+    return Noise(seed, stream, first_env, num_envs, size)
+
+
+def step(number: int) -> Tensor:
+    return torch.tensor(number)
+
+
 def test_noise_depends_on_the_environment_and_not_on_the_rank() -> None:
-    whole = ActionNoise(seed=3, first_env=0, num_envs=8, size=2).draw(5)
-    halves = [ActionNoise(seed=3, first_env=first, num_envs=4, size=2).draw(5) for first in (0, 4)]
+    whole = noise().at(step(0), 5)
+    halves = [noise(first_env=first, num_envs=4).at(step(0), 5) for first in (0, 4)]
     assert torch.equal(torch.cat(halves, dim=1), whole)
 
 
 def test_noise_depends_on_the_step_and_not_on_the_rollout() -> None:
-    whole, parts = (ActionNoise(seed=3, first_env=0, num_envs=8, size=2) for _ in range(2))
-    assert torch.equal(torch.cat([parts.draw(2), parts.draw(3)]), whole.draw(5))
+    parts = [noise().at(step(0), 2), noise().at(step(2), 3)]
+    assert torch.equal(torch.cat(parts), noise().at(step(0), 5))
 
 
 def test_noise_of_other_seeds_steps_and_environments_differs() -> None:
-    noise = torch.stack([ActionNoise(seed=seed, first_env=0, num_envs=64, size=2).draw(64) for seed in range(8)])
+    numbers = torch.stack([noise(seed=seed, num_envs=64).at(step(0), 64) for seed in range(8)])
     # 65,536 draws of 2**23 values: 256 pairs coincide by chance.
-    assert len(noise.unique()) > noise.numel() - 2 * 256
+    assert len(numbers.unique()) > numbers.numel() - 2 * 256
+
+
+def test_noise_of_another_stream_differs() -> None:
+    assert not torch.isin(noise(stream=INITIAL).at(step(0), 5), noise().at(step(0), 5)).any()
 
 
 def test_noise_is_uniform() -> None:
-    noise = ActionNoise(seed=1, first_env=0, num_envs=100, size=1).draw(1000).flatten()
-    assert noise.min() > 0 and noise.max() < 1
-    counts = torch.histc(noise, bins=50, min=0, max=1)
+    numbers = noise(seed=1, num_envs=100, size=1).at(step(0), 1000).flatten()
+    assert numbers.min() > 0 and numbers.max() < 1
+    counts = torch.histc(numbers, bins=50, min=0, max=1)
     chi_square = ((counts - 2000) ** 2 / 2000).sum().item()
     assert 24 < chi_square < 90  # 49 degrees of freedom: outside with a probability below 0.1 %
 
@@ -63,7 +76,7 @@ def test_ranks_share_rows_without_overlap_or_loss_in_every_epoch() -> None:
 
 def test_nothing_touches_the_global_generators() -> None:
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    ActionNoise(1, 0, 4, 1).draw(3)
+    noise().at(step(0), 3)
     Shuffle(1, 0, 1, shared=False).order(10)
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)

@@ -1,13 +1,17 @@
-"""CustomEnv: push a mass left or right to keep it at a target; one at a time, or a batch of them."""
+"""CustomEnv: push a mass left or right to keep it at a target; one, a batch of them, or a batch in tensors."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
+from torch import Tensor
+
+from rl.envs.functional import TensorEnv
 
 PUSH = 0.1
 DAMPING = 0.95
@@ -21,15 +25,22 @@ FRAME_HEIGHT, FRAME_WIDTH = 120, 480
 Numbers = TypeVar("Numbers", bound=Any)  # floats, arrays or tensors: anything with elementwise arithmetic
 
 
-def dynamics(
-    position: Numbers, velocity: Numbers, action: Numbers, target: float
-) -> tuple[Numbers, Numbers, Numbers, Numbers]:
-    """One step of any number of masses: their position, velocity, reward, and whether they left the track."""
+def pushed(position: Numbers, velocity: Numbers, action: Numbers) -> tuple[Numbers, Numbers]:
+    """Position and velocity of any number of masses after a push."""
     velocity = velocity + PUSH * (2 * action - 1)
-    position = position + velocity
-    velocity = velocity * DAMPING
-    reward = 1.0 - 0.1 * abs(position - target)
-    return position, velocity, reward, abs(position) > POSITION_LIMIT
+    return position + velocity, velocity * DAMPING
+
+
+def reward_at(position: Numbers, target: float) -> Numbers:
+    """The reward of a push that leads here."""
+    reward: Numbers = 1.0 - 0.1 * abs(position - target)
+    return reward
+
+
+def off_track(position: Numbers) -> Numbers:
+    """Whether a mass has left the track."""
+    off: Numbers = abs(position) > POSITION_LIMIT
+    return off
 
 
 def start_position(generator: np.random.Generator, spread: float) -> float:
@@ -100,9 +111,8 @@ class CustomEnv(gym.Env[NDArray[np.float32], np.int64]):
         """
         if not self.action_space.contains(action):
             raise gym.error.InvalidAction(f"action {action!r}: CustomEnv takes 0 (push left) or 1 (push right)")
-        self.position, self.velocity, reward, terminated = dynamics(
-            self.position, self.velocity, int(action), self.target
-        )
+        self.position, self.velocity = pushed(self.position, self.velocity, int(action))
+        reward, terminated = reward_at(self.position, self.target), off_track(self.position)
         if self.render_mode == "human":
             self.render()
         return np.array([self.position, self.velocity], np.float32), reward, bool(terminated), False, {}
@@ -187,7 +197,8 @@ class CustomVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int64
         """
         if not ((actions == 0) | (actions == 1)).all():
             raise gym.error.InvalidAction(f"actions {actions}: CustomEnv takes 0 (push left) or 1 (push right)")
-        self.position, self.velocity, reward, terminated = dynamics(self.position, self.velocity, actions, self.target)
+        self.position, self.velocity = pushed(self.position, self.velocity, actions)
+        reward, terminated = reward_at(self.position, self.target), off_track(self.position)
         self.elapsed_steps += 1
         truncated = self.elapsed_steps >= self.max_episode_steps
         ended = terminated | truncated
@@ -208,3 +219,38 @@ class CustomVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int64
 
     def _observation(self) -> NDArray[np.float32]:
         return np.stack([self.position, self.velocity], axis=-1).astype(np.float32)
+
+
+class CustomTensorEnv(TensorEnv):
+    """`CustomEnv` as functions of batched tensors; its state is its observation."""
+
+    observation_space = OBSERVATION_SPACE
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, max_episode_steps: int = 200, target: float = 0.0, start_spread: float = 0.0) -> None:
+        """Raises `ValueError` if masses would start off the track."""
+        self.max_episode_steps = max_episode_steps
+        self.target = target
+        self.start_spread = checked_spread(start_spread)
+        self.initial_noise_size = 1
+
+    def initial(self, noise: Tensor) -> Tensor:
+        """At rest in the centre, or up to `start_spread` from it."""
+        return torch.cat([self.start_spread * (2 * noise - 1), torch.zeros_like(noise)], dim=-1)
+
+    def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+        """One push."""
+        position, velocity = state.unbind(-1)
+        return torch.stack(pushed(position, velocity, action), dim=-1)
+
+    def observation(self, state: Tensor) -> Tensor:
+        """Position and velocity."""
+        return state
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """How near the target the mass is."""
+        return reward_at(next_state[..., 0], self.target)
+
+    def terminal(self, state: Tensor) -> Tensor:
+        """The mass left the track."""
+        return off_track(state[..., 0])

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rl.errors import UserError
 
@@ -27,6 +29,10 @@ class DiscreteActions:
         """The agent's actions, counted from 0, as the environment names them."""
         return action + self.start
 
+    def within_bounds(self, action: Tensor) -> Tensor:
+        """The agent's actions [...] as they are: a tensor environment counts them from 0 too."""
+        return action
+
 
 @dataclass(frozen=True)
 class BoxActions:
@@ -44,6 +50,11 @@ class BoxActions:
         """The agent's actions, which know no bounds, clipped to the environment's."""
         clipped: NDArray[Any] = np.clip(action, np.array(self.low, np.float32), np.array(self.high, np.float32))
         return clipped
+
+    def within_bounds(self, action: Tensor) -> Tensor:
+        """The agent's actions [..., A], which know no bounds, clipped to the environment's."""
+        columns = zip(action.unbind(-1), self.low, self.high, strict=True)
+        return torch.stack([column.clamp(low, high) for column, low, high in columns], dim=-1)
 
 
 Actions = DiscreteActions | BoxActions

@@ -1,9 +1,9 @@
-"""The door between environments and tensors: makes any Gymnasium vector environment, and steps it."""
+"""Makes the environments that the flags ask for, and steps Gymnasium's NumPy ones in tensors."""
 
 import importlib
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +12,9 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rl.envs.functional import TENSOR_ENVS, TensorEnvs
 from rl.envs.spaces import Spaces
+from rl.envs.step import Envs, Step
 from rl.errors import UserError, require
 from rl.seeding import environment_seed
 
@@ -29,6 +31,8 @@ class EnvConfig:
     """Number of environments of each rank."""
     vectorization: Literal["auto", "sync", "async"] = "auto"
     """How a rank steps its environments: sync, in turn; async, each in a process; auto, batched if they can be."""
+    env_backend: Literal["gymnasium", "tensor"] = "gymnasium"
+    """Gymnasium's environment, or the one of that id written in tensors, which lives on the learner's device."""
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
@@ -39,19 +43,12 @@ class EnvConfig:
             repr(self.env_id),
             "must look like CartPole-v1, namespace/Name-v0 or module:Name-v0",
         )
-
-
-class Step(NamedTuple):
-    """What one step of N environments gave. Every field but the observations is [N]."""
-
-    obs: Tensor  # [N, D], what the policy sees next
-    next_obs: Tensor  # [N, D], where the action truly led: an ended episode's last observation
-    reward: Tensor  # float32
-    terminated: Tensor  # bool
-    truncated: Tensor  # bool
-    weight: Tensor  # float32, 0 where the action was ignored because the environment was resetting, else 1
-    episode_return: Tensor  # float32, of the episode that ended here, else 0
-    episode_length: Tensor  # float32, likewise
+        require(
+            self.env_backend != "tensor" or self.vectorization == "auto",
+            "--vectorization",
+            self.vectorization,
+            "is for Gymnasium's environments; with --env-backend tensor leave it out",
+        )
 
 
 class Stepper:
@@ -129,16 +126,19 @@ class Stepper:
         return torch.from_numpy(array).to(self.device)
 
 
-def make_envs(config: EnvConfig) -> Stepper:
+def make_envs(config: EnvConfig) -> Envs:
     """The environments that the flags ask for.
 
     Raises:
         UserError: There is no such environment, or an agent cannot act on it.
     """
+    module, _, name = config.env_id.rpartition(":")
     try:
-        if ":" in config.env_id:
-            importlib.import_module(config.env_id.split(":")[0])
-        native = config.vectorization == "auto" and gym.spec(config.env_id.split(":")[-1]).vector_entry_point
+        if module:
+            importlib.import_module(module)
+        if config.env_backend == "tensor":
+            return make_tensor_envs(name, config.num_envs)
+        native = config.vectorization == "auto" and gym.spec(name).vector_entry_point
         envs = gym.make_vec(
             config.env_id,
             num_envs=config.num_envs,
@@ -152,3 +152,17 @@ def make_envs(config: EnvConfig) -> Stepper:
     except UserError:
         envs.close()
         raise
+
+
+def make_tensor_envs(env_id: str, num_envs: int) -> TensorEnvs:
+    """Environments registered as tensor environments.
+
+    Raises:
+        UserError: None is registered by this id.
+    """
+    if env_id not in TENSOR_ENVS:
+        raise UserError(
+            f"--env-id {env_id}: not written in tensors, as --env-backend tensor wants; there are"
+            f" {', '.join(sorted(TENSOR_ENVS))}"
+        )
+    return TensorEnvs(TENSOR_ENVS[env_id](), num_envs, env_id)

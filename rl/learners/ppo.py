@@ -6,15 +6,23 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rl.agent import Agent
+from rl.agent import Policy
 from rl.errors import require
 from rl.returns import gae
 from rl.rollout import Rollout, map_tensors
 from rl.seeding import Shuffle
 
 Metrics = dict[str, Tensor]
+
+
+class Estimates(NamedTuple):
+    """What `PPO.estimate` finds in a rollout."""
+
+    advantage: Tensor  # [T, N]
+    target: Tensor  # [T, N], of the critic
+    sums: Tensor  # [6] float64: of ones, weights, and the weighted advantages and targets and their squares
 
 
 class Rows(NamedTuple):
@@ -91,10 +99,8 @@ class PPO:
         """The learning rate after this fraction of the run."""
         return self.learning_rate * (1 - progress) if self.anneal_lr else self.learning_rate
 
-    def prepare(
-        self, policy: Agent, rollout: Rollout, sum_over_ranks: Callable[[Tensor], Tensor]
-    ) -> tuple[Rows, Metrics]:
-        """A rollout's rows [T·N, ...]. Moments and weights are those of all ranks, by one sum over them."""
+    def estimate(self, policy: Policy, rollout: Rollout) -> Estimates:
+        """What a rollout's rewards say of its actions and states: a function of tensors."""
         _, next_value = policy(rollout.next_obs)
         advantage = gae(
             rollout.reward,
@@ -107,32 +113,49 @@ class PPO:
         )
         target = advantage + rollout.value
         w, a, y = (field.double() for field in (rollout.weight, advantage, target))
-        count, weights, *sums = sum_over_ranks(
-            torch.stack([x.sum() for x in (torch.ones_like(w), w, w * a, w * a * a, w * y, w * y * y)])
-        ).unbind()
+        sums = torch.stack([x.sum() for x in (torch.ones_like(w), w, w * a, w * a * a, w * y, w * y * y)])
+        return Estimates(advantage, target, sums)
+
+    def prepare(
+        self, rollout: Rollout, estimates: Estimates, sum_over_ranks: Callable[[Tensor], Tensor]
+    ) -> tuple[Rows, Metrics]:
+        """A rollout's rows [T·N, ...]. Moments and weights are those of all ranks, by one sum over them."""
+        count, weights, *sums = sum_over_ranks(estimates.sums).unbind()
         mean, square_mean, target_mean, target_square_mean = (total / weights for total in sums)
         variance = square_mean - mean**2
         metrics = {
             # The critic's error, target - value, is the advantage.
             "Info/explained_variance": (1 - variance / (target_square_mean - target_mean**2)).float()
         }
+        advantage = estimates.advantage
         if self.normalize_advantages:
             std = (variance * weights / (weights - 1).clamp(min=1)).clamp(min=0).sqrt()
             advantage = (advantage - mean.float()) / (std.float() + 1e-8)
         weight = rollout.weight * (count / weights).float()
-        fields = (rollout.obs, rollout.action, rollout.log_prob, rollout.value, advantage, target, weight)
+        fields = (
+            rollout.obs,
+            rollout.action,
+            rollout.log_prob,
+            rollout.value,
+            advantage,
+            estimates.target,
+            weight,
+        )
         return map_tensors(lambda field: field.flatten(0, 1), Rows(*fields)), metrics
 
     def minibatches(self, rows: Rows, shuffle: Shuffle) -> Iterator[Rows]:
         """Every epoch's rows in a new order, in minibatches of almost equal size: as many of them on every rank."""
         for _ in range(self.update_epochs):
-            order = shuffle.order(len(rows.obs)).to(rows.obs.device)
+            order = shuffle.order(len(rows.obs))
             shuffled = map_tensors(lambda field, order=order: field[order], rows)  # type: ignore[misc]
-            size = self.per_rank_batch_size or math.ceil(len(order) / 4)
-            num_minibatches = math.ceil(len(order) / size)
+            num_minibatches = self.num_minibatches(len(order))
             yield from map(Rows._make, zip(*(f.tensor_split(num_minibatches) for f in shuffled), strict=True))
 
-    def loss(self, agent: nn.Module, rows: Rows) -> tuple[Tensor, Metrics]:
+    def num_minibatches(self, num_rows: int) -> int:
+        """Number of minibatches in an epoch over so many rows of a rank."""
+        return math.ceil(num_rows / (self.per_rank_batch_size or math.ceil(num_rows / 4)))
+
+    def loss(self, agent: Policy, rows: Rows) -> tuple[Tensor, Metrics]:
         """The scalar to minimise over a minibatch [b, ...], and what to log of it."""
         distribution, value = agent(rows.obs)
         log_ratio = distribution.log_prob(rows.action) - rows.log_prob

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rl.agent import Agent
-from rl.envs.stepping import EnvConfig, Stepper
+from rl.envs.step import Envs
+from rl.envs.stepping import EnvConfig
 from rl.errors import UserError
 
 
@@ -24,7 +25,7 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(policy: Agent, envs: Stepper, *, seed: int, max_steps: int) -> Evaluation:
+def evaluate(policy: Agent, envs: Envs, *, seed: int, max_steps: int) -> Evaluation:
     """Plays one greedy episode in each environment, of at most `max_steps` steps."""
     obs = envs.reset(seed)
     total_return = torch.zeros(envs.num_envs, dtype=torch.float64, device=envs.device)

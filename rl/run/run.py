@@ -15,6 +15,7 @@ from rl.config import Config
 from rl.distributed import Ranks, rank, world_size
 from rl.envs.stepping import make_envs
 from rl.errors import UserError
+from rl.execution import Execution
 from rl.rollout import Rollout
 from rl.run.checkpoint import save_checkpoint
 from rl.run.evaluation import Evaluation, evaluate, record_video
@@ -48,12 +49,15 @@ def make_run_folder(config: Config, program: str) -> Path:
 class Run:
     """A training run as its user sees it: log, progress bar, checkpoint, evaluation, summary."""
 
-    def __init__(self, config: Config, policy: Agent, folder: Path, logger: Logger, ranks: Ranks) -> None:
+    def __init__(
+        self, config: Config, policy: Agent, folder: Path, logger: Logger, ranks: Ranks, execution: Execution
+    ) -> None:
         """Every rank that plays makes one; rank 0's speaks and writes."""
         self.config = config
         self.policy = policy
         self.folder = folder
         self.logger = logger
+        self.execution = execution
         self.device = policy.critic.weight.device
         self.averages = Averages(self.device, ranks)
         self.progress = Progress(config.num_updates() * config.steps_per_update()) if rank() == 0 else None
@@ -76,12 +80,13 @@ class Run:
     def updates(self) -> Iterator[float]:
         """Counts the updates of the run, as the fraction of them that is done; logs each when it has ended."""
         num_updates, steps_per_update = self.config.num_updates(), self.config.steps_per_update()
-        began_at = time.perf_counter()
+        began_at, compiled = time.perf_counter(), self.execution.compile_seconds
         for update in range(num_updates):
             yield update / num_updates
             metrics = self.averages.take()
-            ended_at = time.perf_counter()
-            seconds, began_at = ended_at - began_at, ended_at
+            ended_at, compile_seconds = time.perf_counter(), self.execution.compile_seconds
+            seconds = ended_at - began_at - (compile_seconds - compiled)
+            began_at, compiled = ended_at, compile_seconds
             self.step += steps_per_update
             self.seconds += seconds
             self.last_metrics |= metrics
@@ -135,6 +140,8 @@ class Run:
         returns, num_cut = evaluation.total_return, int(evaluation.unfinished.sum())
         cut = f", {num_cut} of them cut after {self.config.max_eval_steps} steps" if num_cut else ""
         sampled = self.last_metrics.get("Rewards/rew_avg", float("nan"))
+        compiled = self.execution.compile_seconds
+        compiling = f", after {compiled:.0f} s of compiling" if compiled else ""
         return "\n".join(
             (
                 "",
@@ -142,7 +149,7 @@ class Run:
                 f"  greedy policy    return {returns.mean():.2f}, from {returns.min():.2f} to {returns.max():.2f}"
                 f" in {len(returns)} episodes{cut}",
                 f"  sampled policy   return {sampled:.2f}",
-                f"  speed            {self.step / self.seconds:,.0f} steps/s on {world_size()} rank(s)",
+                f"  speed            {self.step / self.seconds:,.0f} steps/s on {world_size()} rank(s){compiling}",
                 f"  logs and agent   {self.folder}",
                 f"  to see the logs  tensorboard --logdir {self.folder.parent}",
             )

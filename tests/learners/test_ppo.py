@@ -14,7 +14,7 @@ from rl.distributions import Categorical
 from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
 from rl.envs.stepping import EnvConfig, make_envs
 from rl.learners.ppo import PPO, Rows, clipped_surrogate, squared_error
-from rl.rollout import Collector, Rollout
+from rl.rollout import Rollout, make_collector
 from rl.seeding import Shuffle
 
 SPACES = Spaces(4, DiscreteActions(2))
@@ -28,12 +28,12 @@ def agent_for(spaces: Spaces = SPACES, **network: object) -> Agent:
 def collect(agent: Agent, env_id: str = "CartPole-v1", num_steps: int = 64, vectorization: str = "sync") -> Rollout:
     envs = make_envs(EnvConfig(env_id, num_envs=4, vectorization=vectorization))
     with torch.no_grad():
-        return Collector(envs, agent, seed=1, first_env=0).collect(num_steps)
+        return make_collector(envs, agent, seed=1, first_env=0).collect(num_steps)
 
 
 def prepare(learner: PPO, agent: Agent, rollout: Rollout) -> Rows:
     with torch.no_grad():
-        return learner.prepare(agent, rollout, lambda sums: sums)[0]
+        return learner.prepare(rollout, learner.estimate(agent, rollout), lambda sums: sums)[0]
 
 
 def gradient(learner: PPO, agent: Agent, rows: Rows) -> Tensor:
@@ -216,7 +216,7 @@ def test_explained_variance_is_its_definition() -> None:
     agent = agent_for()
     rollout = collect(agent)
     with torch.no_grad():
-        rows, metrics = PPO().prepare(agent, rollout, lambda sums: sums)
+        rows, metrics = PPO().prepare(rollout, PPO().estimate(agent, rollout), lambda sums: sums)
     expected = 1 - np.var((rows.target - rows.value).numpy()) / np.var(rows.target.numpy())
     assert metrics["Info/explained_variance"].item() == pytest.approx(expected, abs=1e-5)
 

@@ -1,0 +1,42 @@
+"""The door between environments and everything else: what a step of N of them gives, as tensors, and who gives it."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from rl.envs.spaces import Spaces
+
+
+class Step(NamedTuple):
+    """What one step of N environments gave. Every field but the observations is [N]."""
+
+    obs: Tensor  # [N, D], what the policy sees next
+    next_obs: Tensor  # [N, D], where the action truly led: an ended episode's last observation
+    reward: Tensor  # float32
+    terminated: Tensor  # bool
+    truncated: Tensor  # bool
+    weight: Tensor  # float32, 0 where the action was ignored because the environment was resetting, else 1
+    episode_return: Tensor  # float32, of the episode that ended here, else 0
+    episode_length: Tensor  # float32, likewise
+
+
+class Envs(Protocol):
+    """N environments stepped together; an ended episode is reset by itself."""
+
+    spaces: Spaces
+    num_envs: int
+    device: torch.device
+
+    def reset(self, seed: int, first_env: int = 0) -> Tensor:
+        """The first observations [N, D] (float32); `first_env` counts environments over all ranks."""
+
+    def step(self, action: Tensor) -> Step:
+        """Acts once: actions [N] or [N, A] as the policy sampled them, put into the environment's terms here."""
+
+    def to(self, device: torch.device) -> Self:
+        """Has the tensors made on this device from now on."""
+
+    def close(self) -> None:
+        """Ends what the environments keep running."""

@@ -1,0 +1,172 @@
+"""How gradients become weights: all parameters as one vector, Adam on it, and a gradient step free of Python's cost."""
+
+import contextlib
+import functools
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.adam import Adam, adam
+
+from rl.agent import Agent
+from rl.distributed import Ranks
+from rl.distributions import Distribution
+from rl.execution import Execution
+from rl.learners.ppo import PPO, Metrics, Rows
+
+BETAS, EPS = (0.9, 0.999), 1e-5
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by Lightning's names
+CACHE_BYTES = 2**19  # of a hidden layer's outputs: half of a core's second-level cache (docs/log.md)
+
+
+class Weights:
+    """A policy's parameters and their gradients as two vectors, of which they are views."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        """Moves the parameters of `policy` into the vector; it must not change device or dtype any more."""
+        self.names, parameters = zip(*policy.named_parameters(), strict=True)
+        self.shapes = [parameter.shape for parameter in parameters]
+        self.sizes = [parameter.numel() for parameter in parameters]
+        self.vector = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+        self.gradient = torch.zeros_like(self.vector)
+        self.vector.grad = self.gradient
+        with torch.no_grad():
+            views, gradients = self.views(self.vector.detach()), self.views(self.gradient)
+        for name, parameter in zip(self.names, parameters, strict=True):
+            parameter.data, parameter.grad = views[name], gradients[name]
+
+    def views(self, vector: Tensor) -> dict[str, Tensor]:
+        """A vector [P] as the parameters by name."""
+        parts = zip(self.names, torch.split(vector, self.sizes), self.shapes, strict=True)
+        return {name: part.view(shape) for name, part, shape in parts}
+
+
+def make_adam(weights: Weights, learning_rate: float, *, fused: bool) -> Adam:
+    """Adam (Kingma & Ba 2015) on the vector of all weights, with its state in place and a tensor as learning rate."""
+    vector = weights.vector
+    on_gpu = vector.device.type == "cuda"
+    rate = torch.tensor(learning_rate, device=vector.device)
+    optimizer = Adam([vector], lr=rate, betas=BETAS, eps=EPS, fused=fused, capturable=on_gpu)
+    # What the first step would make, so that a compiled or captured step finds it.
+    optimizer.state[vector] = {
+        "step": torch.zeros((), device=vector.device),
+        "exp_avg": torch.zeros_like(vector),
+        "exp_avg_sq": torch.zeros_like(vector),
+    }
+    return optimizer
+
+
+class GradientStep:
+    """A gradient step of one or two functions of tensors, compiled or captured, with one all-reduce between the two.
+
+    The arithmetic is that of the step in the programs. On the CPU a large minibatch is cut into parts whose
+    activations stay in the cache, and the parts' gradients are added up.
+    """
+
+    def __init__(
+        self,
+        learner: PPO,
+        policy: Agent,
+        weights: Weights,
+        optimizer: Adam,
+        ranks: Ranks,
+        execution: Execution,
+        *,
+        autocast: torch.dtype | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        """`autocast` is what matrix products are computed in; fp16 wants a `scaler` of the loss too."""
+        self.learner = learner
+        self.policy = policy
+        self.weights = weights
+        self.optimizer = optimizer
+        self.ranks = ranks
+        self.autocast = autocast
+        self.scaler = scaler
+        self.one = torch.ones((), device=weights.vector.device)
+        adam_state = optimizer.state[weights.vector]
+        state = [weights.vector, weights.gradient, *adam_state.values()]
+        self.add_gradient = execution.step(self._add_gradient, state=[weights.gradient])
+        # The loss scaler keeps its own books, and is not compiled.
+        self.apply = self._apply_scaled if scaler else execution.step(self._apply, state=state)
+        self.whole = execution.step(self._whole, state=state)
+
+    def __call__(self, minibatch: Rows) -> Metrics:
+        """Changes the weights by a minibatch [b, ...]: what to log of it."""
+        parts = self._parts(minibatch)
+        if len(parts) == 1 and self.ranks.size == 1 and self.scaler is None:
+            return self.whole(minibatch)
+        scale = self.scaler.scale(self.one) if self.scaler else self.one
+        self.weights.gradient.zero_()
+        metrics: Metrics = {}
+        for part in parts:
+            share = len(part.weight) / len(minibatch.weight)
+            of_part = self.add_gradient(part, scale * share)
+            metrics = {name: metrics.get(name, 0.0) + share * value for name, value in of_part.items()}
+        self.ranks.average(self.weights.gradient)
+        return metrics | self.apply()
+
+    def _parts(self, minibatch: Rows) -> list[Rows]:
+        num_rows = len(minibatch.weight)
+        if minibatch.weight.device.type != "cpu":
+            return [minibatch]
+        row_bytes = max(shape[0] for shape in self.weights.shapes) * (2 if self.autocast else 4)
+        num_parts = math.ceil(num_rows / max(CACHE_BYTES // row_bytes, 256))
+        fields = (field.tensor_split(num_parts) for field in minibatch)
+        return list(map(Rows._make, zip(*fields, strict=True)))
+
+    def _add_gradient(self, rows: Rows, scale: Tensor) -> Metrics:
+        gradient, metrics = grad(self._loss, has_aux=True)(self.weights.vector.detach(), rows, scale)
+        self.weights.gradient.add_(gradient)
+        return cast(Metrics, metrics)
+
+    def _loss(self, vector: Tensor, rows: Rows, scale: Tensor) -> tuple[Tensor, Metrics]:
+        loss, metrics = self.learner.loss(functools.partial(self._agent, vector), rows)
+        return loss * scale, metrics
+
+    def _agent(self, vector: Tensor, obs: Tensor) -> tuple[Distribution, Tensor]:
+        """The policy with these weights."""
+        precision = torch.autocast(obs.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
+        with precision:
+            return cast(tuple[Distribution, Tensor], functional_call(self.policy, self.weights.views(vector), (obs,)))
+
+    @torch.no_grad()
+    def _apply(self) -> Metrics:
+        norm = clip_grad_norm_([self.weights.vector], self.learner.max_grad_norm, foreach=False)
+        (group,), vector = self.optimizer.param_groups, self.weights.vector
+        state = self.optimizer.state[vector]
+        # `Adam.step` does the same, behind hooks that no compiler sees through.
+        adam(
+            [vector],
+            [self.weights.gradient],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
+            [],
+            [state["step"]],
+            foreach=False,
+            capturable=group["capturable"],
+            amsgrad=False,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            lr=group["lr"],
+            weight_decay=0.0,
+            eps=EPS,
+            maximize=False,
+        )
+        return {"Info/grad_norm": norm}
+
+    def _apply_scaled(self) -> Metrics:
+        assert self.scaler is not None
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_grad_norm_([self.weights.vector], self.learner.max_grad_norm)
+        # A gradient that is not finite is no error here: it tells the scaler to skip the step.
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return {"Info/grad_norm": norm}
+
+    def _whole(self, minibatch: Rows) -> Metrics:
+        self.weights.gradient.zero_()
+        return self._add_gradient(minibatch, self.one) | self._apply()
