@@ -3,10 +3,11 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from rl.distributions import Categorical, DiagonalGaussian, Distribution
 from rl.envs.spaces import DiscreteActions, Spaces
@@ -77,6 +78,23 @@ class Agent(nn.Module):
                 gain = 0.01 if module is self.actor else 1.0 if module is self.critic else 2**0.5
                 nn.init.orthogonal_(module.weight, gain)
                 nn.init.zeros_(module.bias)
+
+
+def weight_vector(policy: nn.Module) -> Tensor:
+    """A copy of all parameters as one vector [P]."""
+    return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
+
+
+def weight_views(policy: nn.Module, vector: Tensor) -> dict[str, Tensor]:
+    """A vector [P] as the parameters by name, without a copy."""
+    names, parameters = zip(*policy.named_parameters(), strict=True)
+    parts = torch.split(vector, [parameter.numel() for parameter in parameters])
+    return {n: part.view(p.shape) for n, part, p in zip(names, parts, parameters, strict=True)}
+
+
+def call_with(policy: Agent, vector: Tensor, obs: Tensor) -> tuple[Distribution, Tensor]:
+    """What the policy would answer to observations if `vector` [P] were its parameters."""
+    return cast(tuple[Distribution, Tensor], functional_call(policy, weight_views(policy, vector), (obs,)))
 
 
 def _encoder(obs_size: int, network: Network) -> nn.Sequential:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from rl.agent import weight_vector, weight_views
 from rl.distributed import pack, unpack
 from rl.learners.ppo import Rows
 from rl.rollout import map_tensors
@@ -75,18 +76,17 @@ class Exchange:
     def send_weights(self, policy: nn.Module, metrics: Mapping[str, float]) -> None:
         """The first trainer gives the player its weights, and what to log of the update that led to them."""
         if dist.get_rank() == FIRST_TRAINER:
-            flat = torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
             dist.send(torch.tensor([metrics[name] for name in self.metric_names], dtype=torch.float64), PLAYER)
-            dist.send(flat.cpu(), PLAYER)
+            dist.send(weight_vector(policy).cpu(), PLAYER)
 
     def receive_weights(self, policy: nn.Module) -> dict[str, float]:
         """The player takes the trainers' weights, and returns what to log of the update that led to them."""
-        parameters = list(policy.parameters())
         values = torch.empty(len(self.metric_names), dtype=torch.float64)
-        flat = torch.empty(sum(p.numel() for p in parameters), dtype=parameters[0].dtype)
+        vector = weight_vector(policy).cpu()
         dist.recv(values, FIRST_TRAINER)
-        dist.recv(flat, FIRST_TRAINER)
+        dist.recv(vector, FIRST_TRAINER)
+        views = weight_views(policy, vector)
         with torch.no_grad():
-            for parameter, new in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
-                parameter.copy_(new.view_as(parameter))
+            for name, parameter in policy.named_parameters():
+                parameter.copy_(views[name])
         return dict(zip(self.metric_names, values.tolist(), strict=True))

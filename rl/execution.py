@@ -4,7 +4,6 @@ Such a function looks at no number (no `.item()`, no `if tensor`), keeps its sha
 numbers on a GPU. Whatever it changes in place, it names as its `state`.
 """
 
-import functools
 import importlib.util
 import os
 import shutil
@@ -17,7 +16,6 @@ from torch import Tensor
 
 Mode = Literal["eager", "compiled", "captured"]
 Function = TypeVar("Function", bound=Callable[..., Any])
-Shapes = tuple[torch.Size, ...]
 
 # On two cores a compiled gradient step saves about 0.7 ms and 1 µs a row, and compiling all functions takes some 30 s
 # (docs/log.md).
@@ -47,11 +45,16 @@ class Execution:
         self.compile_seconds = 0.0
 
     def step(self, function: Function, state: Sequence[Tensor] = ()) -> Function:
-        """A function of one moment."""
+        """A function of one moment, which changes the tensors `state` in place."""
         if self.mode == "eager":
             return function
-        fast = function if compiler_missing(self.device) else compiled(function)
-        return self._timed(captured(fast, state) if self.mode == "captured" else fast)
+        compilable = compiler_missing(self.device) is None
+
+        def make() -> Callable[..., Any]:
+            fast = compiled(function) if compilable else function
+            return _Captured(fast, state) if self.mode == "captured" else fast
+
+        return cast(Function, _Specialised(make, self))
 
     def loop(self, function: Function) -> Function:
         """A function that scans over time, in which every step is a `part`.
@@ -59,71 +62,81 @@ class Execution:
         On the CPU it is compiled as a whole. On GPUs it is captured as a whole: unrolled over time it would take
         minutes to compile.
         """
-        if self.device.type == "cpu" and self.mode == "compiled":
-            return self._timed(compiled(function))
-        return self._timed(captured(function)) if self.mode == "captured" else function
+        if self.mode == "captured":
+            return cast(Function, _Specialised(lambda: _Captured(function), self))
+        if self.mode == "compiled" and self.device.type == "cpu":
+            return cast(Function, _Specialised(lambda: compiled(function), self))
+        return function
 
     def part(self, function: Function) -> Function:
         """What a loop does at every step."""
-        whole = self.mode == "eager" or self.device.type == "cpu" or compiler_missing(self.device)
-        return function if whole else compiled(function)
-
-    def _timed(self, function: Function) -> Function:
-        """The function, with the first call for any shapes counted as compilation."""
-        known: set[Shapes] = set()
-
-        @functools.wraps(function)
-        def timed(*args: Any) -> Any:
-            shapes = tuple(tensor.shape for tensor in _tensors(args))
-            if shapes in known:
-                return function(*args)
-            known.add(shapes)
-            began_at = time.perf_counter()
-            result = function(*args)
-            self.compile_seconds += time.perf_counter() - began_at
-            return result
-
-        return cast(Function, timed)
+        on_cpu = self.device.type == "cpu"  # where the loop is compiled, and this with it
+        as_it_stands = self.mode == "eager" or on_cpu or compiler_missing(self.device)
+        return function if as_it_stands else cast(Function, _Specialised(lambda: compiled(function)))
 
 
-def compiled(function: Function) -> Function:
-    """The function through Inductor, once for any shapes."""
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function through Inductor, for one signature: nobody checks that later calls have that of the first."""
+
+    def unique(*args: Any) -> Any:
+        return function(*args)
+
+    # What is compiled is kept by code object, and all these functions would have one.
+    unique.__code__ = unique.__code__.replace()
     options: dict[str, str | int | bool | Callable[..., Any]] = {
         # The loop over time and all calls of kernels in C++; torch 2.11 cannot do that to a loop.
         "cpp_wrapper": torch.__version__ >= "2.13" and not torch.cuda.is_available(),
         # A tanh of one exponential instead of a library's: twice as fast, and exact to 1e-7.
         "cpp.use_decompose_tanh": True,
+        # To check all that could have changed since the last call takes longer than a small gradient step.
+        "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
     }
-    return cast(Function, torch.compile(function, fullgraph=True, dynamic=False, options=options))
+    return torch.compile(unique, fullgraph=True, dynamic=False, options=options)
 
 
-def captured(function: Function, state: Sequence[Tensor] = ()) -> Function:
-    """The function as CUDA graphs; `state` are the tensors that it changes in place."""
-    return cast(Function, _Captured(function, state))
+class _Specialised:
+    """A function made fast once for every signature of its arguments; the seconds of first calls are counted."""
+
+    def __init__(self, make: Callable[[], Callable[..., Any]], execution: Execution | None = None) -> None:
+        """`make` gives a function for one signature, which may take its first call to get ready."""
+        self.make = make
+        self.execution = execution
+        self.fast: dict[Any, Callable[..., Any]] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        """Calls the function for this signature."""
+        signature = (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), *_signature(args))
+        if signature in self.fast:
+            return self.fast[signature](*args)
+        self.fast[signature] = self.make()
+        began_at = time.perf_counter()
+        result = self.fast[signature](*args)
+        if self.execution is not None:
+            self.execution.compile_seconds += time.perf_counter() - began_at
+        return result
 
 
 class _Captured:
-    """A function's launches as a CUDA graph, one for any shapes of its arguments; results are copies."""
+    """A function's launches as a CUDA graph, for one signature; results are copies."""
 
-    def __init__(self, function: Callable[..., Any], state: Sequence[Tensor]) -> None:
+    def __init__(self, function: Callable[..., Any], state: Sequence[Tensor] = ()) -> None:
+        """`state` are the tensors that the function changes in place."""
         self.function = function
         self.state = state
-        self.graphs: dict[Shapes, tuple[torch.cuda.CUDAGraph, list[Tensor], Any]] = {}
-        functools.update_wrapper(self, function)
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *args: Any) -> Any:
         """Copies the arguments to where the graph expects them, and replays it."""
-        given = list(_tensors(args))
-        shapes = tuple(tensor.shape for tensor in given)
-        if shapes not in self.graphs:
-            self.graphs[shapes] = self._capture(_map_tensors(torch.clone, args))
-        graph, inputs, outputs = self.graphs[shapes]
-        for static, tensor in zip(inputs, given, strict=True):
+        if self.graph is None:
+            self.args = _map_tensors(torch.clone, args)
+            self.inputs = list(_tensors(self.args))
+            self.graph, self.outputs = self._capture(self.args)
+        for static, tensor in zip(self.inputs, _tensors(args), strict=True):
             static.copy_(tensor)
-        graph.replay()
-        return _map_tensors(torch.clone, outputs)
+        self.graph.replay()
+        return _map_tensors(torch.clone, self.outputs)
 
-    def _capture(self, args: Any) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any]:
+    def _capture(self, args: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
         saved = [tensor.detach().clone() for tensor in self.state]
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
@@ -140,7 +153,7 @@ class _Captured:
         with torch.no_grad():
             for tensor, value in zip(self.state, saved, strict=True):
                 tensor.copy_(value)
-        return graph, list(_tensors(args)), outputs
+        return graph, outputs
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -150,6 +163,19 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple | list | dict):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _tensors(part)
+
+
+def _signature(value: Any) -> Iterator[Any]:
+    """What a specialised function may depend on in its nested arguments: everything but the numbers in tensors."""
+    if isinstance(value, Tensor):
+        yield value.shape
+        yield value.stride()
+        yield value.dtype
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _signature(part)
+    else:
+        yield value
 
 
 def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:

@@ -7,11 +7,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import grad
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.adam import Adam, adam
 
-from rl.agent import Agent
+from rl.agent import Agent, call_with, weight_vector, weight_views
 from rl.distributed import Ranks
 from rl.distributions import Distribution
 from rl.execution import Execution
@@ -27,21 +27,12 @@ class Weights:
 
     def __init__(self, policy: nn.Module) -> None:
         """Moves the parameters of `policy` into the vector; it must not change device or dtype any more."""
-        self.names, parameters = zip(*policy.named_parameters(), strict=True)
-        self.shapes = [parameter.shape for parameter in parameters]
-        self.sizes = [parameter.numel() for parameter in parameters]
-        self.vector = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
-        self.gradient = torch.zeros_like(self.vector)
+        self.vector = nn.Parameter(weight_vector(policy))
+        self.gradient = torch.zeros_like(self.vector, requires_grad=False)
         self.vector.grad = self.gradient
-        with torch.no_grad():
-            views, gradients = self.views(self.vector.detach()), self.views(self.gradient)
-        for name, parameter in zip(self.names, parameters, strict=True):
+        views, gradients = (weight_views(policy, vector) for vector in (self.vector.detach(), self.gradient))
+        for name, parameter in policy.named_parameters():
             parameter.data, parameter.grad = views[name], gradients[name]
-
-    def views(self, vector: Tensor) -> dict[str, Tensor]:
-        """A vector [P] as the parameters by name."""
-        parts = zip(self.names, torch.split(vector, self.sizes), self.shapes, strict=True)
-        return {name: part.view(shape) for name, part, shape in parts}
 
 
 def make_adam(weights: Weights, learning_rate: float, *, fused: bool) -> Adam:
@@ -96,9 +87,10 @@ class GradientStep:
 
     def __call__(self, minibatch: Rows) -> Metrics:
         """Changes the weights by a minibatch [b, ...]: what to log of it."""
-        parts = self._parts(minibatch)
-        if len(parts) == 1 and self.ranks.size == 1 and self.scaler is None:
+        num_parts = self._num_parts(minibatch)
+        if num_parts == 1 and self.ranks.size == 1 and self.scaler is None:
             return self.whole(minibatch)
+        parts = map(Rows._make, zip(*(field.tensor_split(num_parts) for field in minibatch), strict=True))
         scale = self.scaler.scale(self.one) if self.scaler else self.one
         self.weights.gradient.zero_()
         metrics: Metrics = {}
@@ -109,14 +101,11 @@ class GradientStep:
         self.ranks.average(self.weights.gradient)
         return metrics | self.apply()
 
-    def _parts(self, minibatch: Rows) -> list[Rows]:
-        num_rows = len(minibatch.weight)
+    def _num_parts(self, minibatch: Rows) -> int:
         if minibatch.weight.device.type != "cpu":
-            return [minibatch]
-        row_bytes = max(shape[0] for shape in self.weights.shapes) * (2 if self.autocast else 4)
-        num_parts = math.ceil(num_rows / max(CACHE_BYTES // row_bytes, 256))
-        fields = (field.tensor_split(num_parts) for field in minibatch)
-        return list(map(Rows._make, zip(*fields, strict=True)))
+            return 1
+        row_bytes = self.policy.critic.in_features * (2 if self.autocast else 4)
+        return math.ceil(len(minibatch.weight) / max(CACHE_BYTES // row_bytes, 256))
 
     def _add_gradient(self, rows: Rows, scale: Tensor) -> Metrics:
         gradient, metrics = grad(self._loss, has_aux=True)(self.weights.vector.detach(), rows, scale)
@@ -131,7 +120,7 @@ class GradientStep:
         """The policy with these weights."""
         precision = torch.autocast(obs.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
         with precision:
-            return cast(tuple[Distribution, Tensor], functional_call(self.policy, self.weights.views(vector), (obs,)))
+            return call_with(self.policy, vector, obs)
 
     @torch.no_grad()
     def _apply(self) -> Metrics:

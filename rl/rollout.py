@@ -2,14 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from rl.agent import Agent, Policy
-from rl.distributions import Distribution
+from rl.agent import Agent, Policy, call_with, weight_vector
 from rl.envs.functional import EnvState, TensorEnvs
 from rl.envs.step import Envs, Step
 from rl.execution import Execution
@@ -59,12 +57,7 @@ def unaliased(policy: Agent) -> Policy:
     """The policy for use in a compiled loop, which takes no weights that are views of one vector."""
     if not torch.compiler.is_compiling():
         return policy
-    weights = {name: weight.clone() for name, weight in policy.named_parameters()}
-    return functools.partial(_call, policy, weights)
-
-
-def _call(policy: Agent, weights: dict[str, Tensor], obs: Tensor) -> tuple[Distribution, Tensor]:
-    return cast(tuple[Distribution, Tensor], functional_call(policy, weights, (obs,)))
+    return functools.partial(call_with, policy, weight_vector(policy))
 
 
 def row(obs: Tensor, decision: Decision, step: Step) -> Rollout:

@@ -67,14 +67,11 @@ class Averages:
         """`device` is one that the ranks can reduce over."""
         self.device = device
         self.ranks = ranks
-        self.totals: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
+        self.records: dict[tuple[str, ...], list[tuple[Tensor | float, ...]]] = {}
 
     def add(self, metrics: Mapping[str, Tensor | float], count: Tensor | float = 1.0) -> None:
-        """Adds sums over `count` things each; every rank must add the same names in the same order."""
-        names = tuple(metrics)
-        added = torch.stack([torch.as_tensor(value, device=self.device) for value in metrics.values()]).double()
-        total, counted = self.totals.get(names, (torch.zeros_like(added), added.new_zeros(())))
-        self.totals[names] = total + added, counted + count
+        """Adds sums over `count` things each; every rank must add the same names."""
+        self.records.setdefault(tuple(metrics), []).append((count, *metrics.values()))
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -85,16 +82,26 @@ class Averages:
 
     def take(self) -> dict[str, float]:
         """The means since the last call, without those of nothing; one reduction and one transfer to the host."""
-        totals = torch.cat([torch.cat([counted.view(1), total]) for total, counted in self.totals.values()])
+        totals = torch.cat([self._total(records) for records in self.records.values()])
         values = iter(self.ranks.sum(totals).tolist())
         means = {}
-        for names in self.totals:
+        for names in self.records:
             count = next(values)
             sums = {name: next(values) for name in names}
             if count > 0:
                 means.update({name: total / count for name, total in sums.items()})
-        self.totals = {}
+        self.records = {}
         return means
+
+    def _total(self, records: list[tuple[Tensor | float, ...]]) -> Tensor:
+        """The sum of records of one kind (float64), with one operation for all tensors of a name: there are many."""
+        columns = (
+            torch.stack([value for value in column if isinstance(value, Tensor)])
+            if isinstance(column[0], Tensor)
+            else torch.tensor(column, device=self.device)
+            for column in zip(*records, strict=True)
+        )
+        return torch.stack([column.double().sum() for column in columns])
 
 
 class Progress:

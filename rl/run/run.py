@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -21,6 +22,8 @@ from rl.run.checkpoint import save_checkpoint
 from rl.run.evaluation import Evaluation, evaluate, record_video
 from rl.run.logger import Averages, Logger, Progress
 from rl.seeding import evaluation_seed
+
+MAX_LOG_POINTS = 1000  # of a run: to log an update takes a millisecond, and small updates take little more
 
 
 def make_run_folder(config: Config, program: str) -> Path:
@@ -78,20 +81,24 @@ class Run:
             self.logger.finalize("success" if error is None else "failed")
 
     def updates(self) -> Iterator[float]:
-        """Counts the updates of the run, as the fraction of them that is done; logs each when it has ended."""
+        """Counts the updates of the run, as the fraction of them that is done; logs them, some together if many."""
         num_updates, steps_per_update = self.config.num_updates(), self.config.steps_per_update()
+        updates_per_point = math.ceil(num_updates / MAX_LOG_POINTS)
         began_at, compiled = time.perf_counter(), self.execution.compile_seconds
         for update in range(num_updates):
             yield update / num_updates
+            if (update + 1) % updates_per_point != 0 and update + 1 != num_updates:
+                continue
+            steps_done = (update + 1) * steps_per_update - self.step
             metrics = self.averages.take()
             ended_at, compile_seconds = time.perf_counter(), self.execution.compile_seconds
             seconds = ended_at - began_at - (compile_seconds - compiled)
             began_at, compiled = ended_at, compile_seconds
-            self.step += steps_per_update
+            self.step += steps_done
             self.seconds += seconds
             self.last_metrics |= metrics
             if self.progress is not None:
-                metrics["Time/step_per_second"] = steps_per_update / seconds
+                metrics["Time/step_per_second"] = steps_done / seconds
                 self.logger.log_metrics(metrics, self.step)
                 self.progress.show(self.step, metrics)
                 # Early changes are the large ones: a film after updates 1, 2, 4, 8, …
