@@ -1,14 +1,15 @@
 """Runs a program as a user starts it, and reads what it logged."""
 
+import contextlib
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +23,11 @@ def run_program(
     options: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, list[float]], float]:
-    """The values of every scalar that `fabric run` of a program logged, and the seconds that it took in all."""
+    """The values of every scalar that `fabric run` of a program logged, and the seconds that it took in all.
+
+    Among them are the steps of the points that were logged, `step`, and the most memory that all processes together
+    held, `memory_mib`.
+    """
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -30,12 +35,26 @@ def run_program(
         launcher = [str(Path(sys.executable).parent / "fabric"), "run", f"--devices={ranks}", f"--main-port={port}"]
         command = [*launcher, *options, str(ROOT / program), *flags, f"--log-dir={folder}"]
         began_at = time.perf_counter()
-        result = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=os.environ | dict(variables or {})
-        )
+        _, memory_mib = run_watched(command, os.environ | dict(variables or {}))
         seconds = time.perf_counter() - began_at
-        if result.returncode != 0:
-            sys.exit(result.stderr)
         (run,) = Path(folder).glob("*/*")
         events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-        return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}, seconds
+        scalars = {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+        steps = [float(event.step) for event in events.Scalars("Time/step_per_second")]
+        return scalars | {"step": steps, "memory_mib": [memory_mib]}, seconds
+
+
+def run_watched(command: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[str, float]:
+    """What a command printed, and the memory (MiB) that its processes together held at most."""
+    peak = 0
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        process = psutil.Popen(command, stdout=output, stderr=errors, env=environment)
+        while process.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                peak = max(peak, sum(p.memory_info().rss for p in (process, *process.children(recursive=True))))
+            time.sleep(0.2)
+        for file in (output, errors):
+            file.seek(0)
+        if process.returncode != 0:
+            sys.exit(errors.read())
+        return output.read(), peak / 2**20

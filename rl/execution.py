@@ -88,6 +88,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         "cpp_wrapper": torch.__version__ >= "2.13" and not torch.cuda.is_available(),
         # A tanh of one exponential instead of a library's: twice as fast, and exact to 1e-7.
         "cpp.use_decompose_tanh": True,
+        # One C++ file or two a function: helpers in processes of their own would only outlive them.
+        "compile_threads": 1,
         # To check all that could have changed since the last call takes longer than a small gradient step.
         "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
     }

@@ -8,16 +8,18 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import tqdm
 
 import rl  # noqa: F401 (registers CustomEnv-v0)
 
+tqdm.tqdm.monitor_interval = 0  # torch's compiler uses tqdm, whose monitor is a thread that never ends
 ROOT = Path(__file__).parent.parent
 CACHES = {"__pycache__", ".mypy_cache", ".ruff_cache"}
 
 
 def variables() -> dict[str, str]:
-    # torch names its compiler's cache the first time that anything asks for it.
-    set_by_others = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
+    # torch's compiler leaves notes to itself there.
+    set_by_others = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"}
     return {name: value for name, value in os.environ.items() if name not in set_by_others}
 
 

@@ -99,6 +99,8 @@ class Run:
             self.last_metrics |= metrics
             if self.progress is not None:
                 metrics["Time/step_per_second"] = steps_done / seconds
+                if compiled > 0:
+                    metrics["Time/compile_seconds"] = compiled
                 self.logger.log_metrics(metrics, self.step)
                 self.progress.show(self.step, metrics)
                 # Early changes are the large ones: a film after updates 1, 2, 4, 8, …

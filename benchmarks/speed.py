@@ -1,0 +1,336 @@
+"""Trains the same problem with this project and its peers in turn, and reports medians, ratios and curves.
+
+python benchmarks/speed.py --peers "jax=/path/to/python /path/to/jax_ppo.py"
+python benchmarks/speed.py --suites gpu --peers "jax=…"          # on a machine with a GPU
+python benchmarks/speed.py --suites gpu --small                  # the same commands at small size on a CPU
+
+A peer is a command that takes --env --num-envs --num-steps --minibatches --epochs --hidden --total-timesteps, and
+prints a JSON line with steps_per_s and perhaps greedy_return. Steps per second are those of training, collecting and
+learning together, without the first fifth of our run, and without compilation.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib.pyplot as plt
+import torch
+import tyro
+from programs import ROOT, run_program, run_watched
+
+SB3 = f"{sys.executable} {ROOT}/benchmarks/peers/sb3_ppo.py"
+ENV_IDS = {"custom": "CustomEnv-v0", "cartpole": "CartPole-v1"}
+SIZES = {"custom": (2, 2), "cartpole": (4, 2)}  # of an observation, of the actions
+SOLVED_AT = {"custom": 195.0, "cartpole": 475.0}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What ours and the peers train."""
+
+    env: Literal["custom", "cartpole"] = "custom"
+    num_envs: int = 64
+    num_steps: int = 128
+    minibatches: int = 4
+    epochs: int = 4
+    hidden: int = 64
+    total_timesteps: int = 2_000_000
+
+    def flops_per_step(self) -> float:
+        """Multiplications and additions of matrix products in a step: a forward pass, and three for each epoch."""
+        num_obs, num_actions = SIZES[self.env]
+        forward = 2 * (2 * self.hidden * (num_obs + self.hidden) + self.hidden * (num_actions + 1))
+        return forward * (1 + 3 * self.epochs)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How ours runs."""
+
+    ranks: int = 1
+    threads: int = 1
+    precision: str = "32-true"
+    execution: str = "compiled"
+    backend: str = "tensor"
+    cuda: bool = False
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table: a problem, a way, and the peers beside it."""
+
+    name: str
+    problem: Problem
+    way: Way
+    peers: tuple[str, ...] = ()
+    goal: str = ""
+
+
+@dataclass
+class Arguments:
+    """Measures this project and its peers in turn."""
+
+    suites: list[Literal["peers", "ranks", "envs", "hidden", "solved", "gpu"]] = field(
+        default_factory=lambda: ["peers", "ranks", "envs", "hidden", "solved"]
+    )
+    """Which measurements."""
+    peers: list[str] = field(default_factory=list)
+    """Further peers, as name=command."""
+    rounds: int = 3
+    """How often everything is measured."""
+    output: Path = Path("speed")
+    """Folder for speed.json and the curves."""
+    small: bool = False
+    """Short runs of small problems, to see that the command works."""
+
+
+TWO_THREADS, TWO_RANKS = Way(threads=2), Way(ranks=2)
+BF16 = replace(TWO_RANKS, precision="bf16-mixed")
+SMALL_BATCH = Problem(num_envs=8, minibatches=16, epochs=10, total_timesteps=400_000)
+LARGE = Problem(num_envs=1024, total_timesteps=4_000_000)
+PYTHON_CARTPOLE = Problem("cartpole", num_envs=4, minibatches=4, epochs=10, total_timesteps=100_000)
+
+SUITES: dict[str, list[Case]] = {
+    "peers": [
+        Case("CustomEnv, 64", Problem(), TWO_THREADS, ("sb3", "jax"), "5x sb3, 1x jax"),
+        Case("CartPole, 64", Problem("cartpole"), TWO_THREADS, ("sb3",), "5x sb3"),
+        Case("CustomEnv, 8, batch 64", SMALL_BATCH, Way(), ("sb3",), "3x sb3"),
+        Case("CartPole, 8, batch 64", replace(SMALL_BATCH, env="cartpole"), Way(), ("sb3",), "3x sb3"),
+        Case("CustomEnv, 1,024", LARGE, TWO_RANKS, ("jax",), "1.2x jax"),
+        Case("CustomEnv, 1,024, bf16", LARGE, BF16, ("jax",), "2x jax"),
+        Case("CustomEnv, 4", Problem(num_envs=4, total_timesteps=500_000), Way(), ("jax",), "0.8x jax"),
+        Case(
+            "CartPole in Python, 4, batch 64",
+            PYTHON_CARTPOLE,
+            replace(TWO_RANKS, backend="gymnasium"),
+            goal="8,000 steps/s",
+        ),
+    ],
+    "ranks": [
+        Case(f"CustomEnv, {num_envs} a rank, {ranks} ranks", Problem(num_envs=num_envs * ranks), Way(ranks=ranks))
+        for num_envs in (64, 512, 2048)
+        for ranks in (1, 2)
+    ],
+    "envs": [
+        Case(f"CustomEnv, {num_envs}, {way.precision}", Problem(num_envs=num_envs), way, ("jax",))
+        for num_envs in (4, 16, 64, 256, 1024, 4096, 16384, 65536)
+        for way in ((Way() if num_envs <= 16 else TWO_THREADS if num_envs <= 256 else TWO_RANKS), BF16)
+    ],
+    "hidden": [
+        Case(f"hidden {hidden}, {way.precision}", Problem(num_envs=256, hidden=hidden), way, ("jax",))
+        for hidden in (64, 128, 256, 512, 1024)
+        for way in (TWO_RANKS, BF16)
+    ],
+    "gpu": [
+        Case(
+            f"{env}, {num_envs:,}, {precision}",
+            Problem(env, num_envs, num_steps=32, total_timesteps=200 * num_envs * 32),
+            Way(precision=precision, execution="captured", cuda=True, shared=True),
+            ("jax",),
+            {4096: "60 M steps/s, 3x jax", 16384: "150 M steps/s, 3x jax"}.get(num_envs, "3x jax"),
+        )
+        for env in ("custom", "cartpole")
+        for num_envs in (4096, 16384, 65536, 262144)
+        for precision in ("32-true", "bf16-mixed")
+    ],
+}
+
+
+def matrix_product_flops(way: Way) -> float:
+    """Floating-point operations a second of this machine's matrix products, with as many cores as ours has."""
+    device, dtype = ("cuda", torch.bfloat16) if way.cuda else ("cpu", torch.float32)
+    torch.set_num_threads(way.ranks * way.threads)
+    size, repeats = (8192, 20) if way.cuda else (1024, 20)
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(5):
+        began_at = time.perf_counter()
+        for _ in range(repeats):
+            matrix @ matrix
+        if way.cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began_at)
+    return 2 * size**3 * repeats / min(seconds)
+
+
+def ours(problem: Problem, way: Way) -> dict[str, Any]:
+    """One training run of this project."""
+    flags = [
+        *("--env-id", ENV_IDS[problem.env], "--env-backend", way.backend, "--execution", way.execution),
+        *("--num-envs", str(problem.num_envs // way.ranks), "--num-steps", str(problem.num_steps)),
+        *("--update-epochs", str(problem.epochs), "--hidden-size", str(problem.hidden)),
+        *("--per-rank-batch-size", str(problem.num_envs // way.ranks * problem.num_steps // problem.minibatches)),
+        *("--total-timesteps", str(problem.total_timesteps), "--eval-episodes", "16"),
+        *("--learning-rate", "1e-3", "--gamma", "0.99", "--ent-coef", "0.01"),
+        *(() if way.shared else ("--no-shared-encoder",)),
+        *(("--cuda",) if way.cuda else ()),
+    ]
+    scalars, _ = run_program(
+        "train_fabric.py",
+        flags,
+        ranks=way.ranks,
+        options=[*(() if way.cuda else ("--accelerator=cpu",)), f"--precision={way.precision}"],
+        variables={"OMP_NUM_THREADS": str(way.threads)},
+    )
+    steps = [after - before for before, after in zip([0.0, *scalars["step"]], scalars["step"], strict=False)]
+    seconds = [n / speed for n, speed in zip(steps, scalars["Time/step_per_second"], strict=True)]
+    warm = len(steps) // 5
+    collect, learn = (statistics.median(scalars[f"Time/{part}_seconds"]) for part in ("collect", "learn"))
+    returns = dict(zip(scalars["step"], scalars.get("Rewards/rew_avg", []), strict=False))
+    solved = next((step for step, value in returns.items() if value >= SOLVED_AT[problem.env]), None)
+    result = {
+        "steps_per_s": sum(steps[warm:]) / sum(seconds[warm:]),
+        "collect_share": collect / (collect + learn),
+        "compile_seconds": scalars.get("Time/compile_seconds", [0.0])[-1],
+        "memory_mib": scalars["memory_mib"][0],
+        "greedy_return": scalars["Test/cumulative_reward"][0],
+    }
+    if solved is not None:
+        until = scalars["step"].index(solved) + 1
+        result |= {"solved_steps": solved, "solved_seconds": sum(seconds[:until])}
+    return result
+
+
+def peer(name: str, command: str, problem: Problem) -> dict[str, Any]:
+    """One training run of a peer."""
+    update = problem.num_envs * problem.num_steps
+    # Enough of the slow one: an update of it may take seconds.
+    steps = min(problem.total_timesteps, 20 * update) if name == "sb3" else problem.total_timesteps
+    flags = {name.replace("_", "-"): value for name, value in asdict(replace(problem, total_timesteps=steps)).items()}
+    output, memory_mib = run_watched([*command.split(), *(f"--{name}={value}" for name, value in flags.items())])
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return result | {"memory_mib": memory_mib}
+
+
+def small(case: Case) -> Case:
+    """The case at a size that any machine runs in seconds, on its CPU."""
+    problem, way = case.problem, case.way
+    num_envs = min(problem.num_envs, 64)
+    steps = 6 * num_envs * problem.num_steps
+    way = replace(way, cuda=False, execution="compiled" if way.execution == "captured" else way.execution)
+    return replace(case, problem=replace(problem, num_envs=num_envs, total_timesteps=steps), way=way)
+
+
+def measure(case: Case, peers: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Ours and the case's peers, in turn."""
+    update = case.problem.num_envs * case.problem.num_steps
+    problem = replace(case.problem, total_timesteps=max(case.problem.total_timesteps, 4 * update))
+    yield "ours", ours(problem, case.way)
+    for name in case.peers:
+        if name in peers:
+            yield name, peer(name, peers[name], problem)
+
+
+def medians(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """The median of every number that the runs have in common."""
+    names = [name for name, value in runs[0].items() if isinstance(value, int | float)]
+    return {name: statistics.median(run[name] for run in runs if name in run) for name in names}
+
+
+def row(case: Case, results: dict[str, list[dict[str, Any]]], peak_flops: float) -> str:
+    """A row of the table."""
+    own = medians(results["ours"])
+    speed = own["steps_per_s"]
+    ratios = [f"{speed / medians(runs)['steps_per_s']:.2f}x {name}" for name, runs in results.items() if name != "ours"]
+    peers = [f"{name} {medians(runs)['steps_per_s']:,.0f}" for name, runs in results.items() if name != "ours"]
+    way = f"{case.way.ranks} x {case.way.threads}, {case.way.precision}"
+    cells = (
+        case.name,
+        way,
+        f"{speed:,.0f}",
+        ", ".join(peers),
+        ", ".join(ratios),
+        case.goal,
+        f"{speed * case.problem.flops_per_step() / peak_flops:.0%}",
+        f"{own['collect_share']:.0%}",
+        f"{own['compile_seconds']:.0f}",
+        f"{own['memory_mib']:,.0f}",
+        f"{own['greedy_return']:.1f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def solved(rounds: int, is_small: bool) -> None:
+    """The table of seconds and steps until solved."""
+    print("\n| problem | program | steps until solved | seconds of training until solved |\n|---|---|---|---|")
+    for env, num_envs in (("custom", 64), ("cartpole", 8)):
+        problem = Problem(env, num_envs, total_timesteps=30_000 if is_small else 1_000_000)  # type: ignore[arg-type]
+        command = f"{SB3} --solved-at={SOLVED_AT[env]}"
+        own = [ours(problem, Way()) for _ in range(rounds)]
+        theirs = [peer("", command, problem) for _ in range(rounds)]
+        for name, runs in (("ours", own), ("stable-baselines3", theirs)):
+            reached = [run for run in runs if "solved_steps" in run]
+            cells = [
+                f"{statistics.median(run[key] for run in reached):,.1f}" if reached else "not"
+                for key in ("solved_steps", "solved_seconds")
+            ]
+            print(f"| {ENV_IDS[env]}, {num_envs} | {name} | {' | '.join(cells)} |", flush=True)
+
+
+def draw(suite: str, measured: list[tuple[Case, dict[str, list[dict[str, Any]]]]], folder: Path) -> None:
+    """The curves of a suite as a picture."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for case, results in measured:
+        x = case.problem.hidden if suite == "hidden" else case.problem.num_envs
+        for name, runs in results.items():
+            ranks = f", {case.way.ranks} rank(s)" if suite == "ranks" else ""
+            label = f"this project, {case.way.precision}{ranks}" if name == "ours" else name
+            label += f", {ENV_IDS[case.problem.env]}" if suite == "gpu" else ""
+            lines.setdefault(label, []).append((x, medians(runs)["steps_per_s"]))
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for label, points in lines.items():
+        axes.plot(*zip(*sorted(dict(points).items()), strict=True), marker="o", label=label)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        ylabel="training steps/s",
+        xlabel="width of the hidden layers" if suite == "hidden" else "environments of all ranks",
+    )
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
+    figure.savefig(folder / f"{suite}.png", dpi=120)
+    plt.close(figure)
+
+
+def main(arguments: Arguments) -> None:
+    """Prints the tables as they come, and leaves all numbers in the output folder."""
+    peers = {"sb3": SB3} | dict(text.split("=", 1) for text in arguments.peers)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    everything: dict[str, Any] = {}
+    for suite in arguments.suites:
+        if suite == "solved":
+            solved(arguments.rounds, arguments.small)
+            continue
+        cases = SUITES[suite]
+        if arguments.small:
+            by_content = {(c.problem, c.way): c for c in map(small, cases)}
+            cases = list(by_content.values())
+        found: list[dict[str, list[dict[str, Any]]]] = [{} for _ in cases]
+        for _ in range(arguments.rounds):
+            for case, results in zip(cases, found, strict=True):
+                for name, result in measure(case, peers):
+                    results.setdefault(name, []).append(result)
+                    print(f"{case.name}: {name} {result['steps_per_s']:,.0f} steps/s", file=sys.stderr, flush=True)
+        print(f"\n{suite}, medians of {arguments.rounds} round(s)\n")
+        print(
+            "| problem | ranks x threads, precision | steps/s | peers | ratio | asked | of matrix products' rate"
+            " | collecting | s to compile | MiB | greedy return |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|---|---|")
+        for case, results in zip(cases, found, strict=True):
+            print(row(case, results, matrix_product_flops(case.way)), flush=True)
+        everything[suite] = [asdict(case) | {"runs": runs} for case, runs in zip(cases, found, strict=True)]
+        (arguments.output / "speed.json").write_text(json.dumps(everything, indent=1))
+        draw(suite, list(zip(cases, found, strict=True)), arguments.output)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

@@ -1,0 +1,126 @@
+"""The gradient step as compiled functions, against the one that autograd, clip_grad_norm_ and Adam make."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+import rl.optimization
+from rl.agent import Agent, Network, call_with, weight_vector
+from rl.distributed import Ranks
+from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
+from rl.execution import Execution, Mode
+from rl.learners.ppo import PPO, Rows
+from rl.optimization import GradientStep, Weights, make_adam
+
+SPACES = {"discrete": Spaces(3, DiscreteActions(4)), "continuous": Spaces(3, BoxActions((-1.0, -1.0), (1.0, 1.0)))}
+LEARNER = PPO(ent_coef=0.01, clip_vloss=True)
+
+
+def agent(kind: str) -> Agent:
+    torch.manual_seed(1)
+    return Agent(SPACES[kind], Network(hidden_size=16, shared_encoder=False))
+
+
+def minibatches(kind: str, num_rows: int) -> list[Rows]:
+    generator = torch.Generator().manual_seed(2)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    def action() -> Tensor:
+        return torch.randint(0, 4, (num_rows,), generator=generator) if kind == "discrete" else normal(num_rows, 2)
+
+    return [
+        Rows(normal(num_rows, 3), action(), normal(num_rows) - 1, *(normal(num_rows) for _ in range(3)), weight)
+        for weight in torch.rand(4, num_rows, generator=generator)
+    ]
+
+
+def reference(kind: str, batches: list[Rows]) -> tuple[Tensor, list[float]]:
+    """The weights after a step for each minibatch, and the norms of the gradients, by torch's own parts."""
+    policy = agent(kind)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2, eps=1e-5)
+    norms = []
+    for rows in batches:
+        optimizer.zero_grad()
+        LEARNER.loss(policy, rows)[0].backward()
+        norms.append(float(clip_grad_norm_(policy.parameters(), LEARNER.max_grad_norm)))
+        optimizer.step()
+    return weight_vector(policy), norms
+
+
+# 601 rows of 64 bytes: in one part, or in three.
+@pytest.mark.parametrize(
+    ("mode", "kind", "cache_bytes"),
+    [
+        ("eager", "discrete", 2**19),
+        ("eager", "continuous", 2**14),
+        ("compiled", "discrete", 2**14),
+        ("compiled", "continuous", 2**19),
+    ],
+)
+def test_gradient_steps_are_those_of_autograd_and_adam(
+    mode: Mode, kind: str, cache_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rl.optimization, "CACHE_BYTES", cache_bytes)
+    policy = agent(kind)
+    weights = Weights(policy)
+    step = GradientStep(LEARNER, policy, weights, make_adam(weights, 1e-2, fused=True), Ranks(), Execution(mode))
+    batches = minibatches(kind, 601)
+    metrics = [step(rows) for rows in batches]
+    expected, norms = reference(kind, batches)
+    assert torch.allclose(weights.vector, expected, atol=1e-5)
+    assert torch.equal(weight_vector(policy), weights.vector)
+    assert [float(m["Info/grad_norm"]) for m in metrics] == pytest.approx(norms, rel=1e-4)
+    loss_metrics = LEARNER.loss(agent(kind), batches[0])[1]
+    for name, value in loss_metrics.items():
+        assert float(metrics[0][name]) == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
+
+
+def test_compiled_bf16_products_stay_near_those_of_fp32() -> None:
+    policy = agent("discrete")
+    weights = Weights(policy)
+    adam = make_adam(weights, 1e-2, fused=True)
+    step = GradientStep(LEARNER, policy, weights, adam, Ranks(), Execution("compiled"), autocast=torch.bfloat16)
+    batches = minibatches("discrete", 64)
+    for rows in batches:
+        step(rows)
+    expected, _ = reference("discrete", batches)
+    start = weight_vector(agent("discrete"))
+    moved = (expected - start).norm()
+    assert 0 < (weights.vector - expected).norm() < 0.2 * moved
+
+
+def test_a_loss_scaler_skips_a_gradient_that_is_not_finite_and_scales_the_others_away() -> None:
+    policy = agent("discrete")
+    weights = Weights(policy)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    adam = make_adam(weights, 1e-2, fused=True)
+    step = GradientStep(LEARNER, policy, weights, adam, Ranks(), Execution("compiled"), scaler=scaler)
+    batches = minibatches("discrete", 64)
+    poisoned = batches[0]._replace(advantage=torch.full((64,), torch.inf))
+    before = weight_vector(policy)
+    step(poisoned)
+    assert torch.equal(weight_vector(policy), before)
+    assert scaler.get_scale() == 2.0**9
+    for rows in batches:
+        step(rows)
+    assert torch.allclose(weights.vector, reference("discrete", batches)[0], atol=1e-5)
+
+
+def test_weights_are_views_of_one_vector_in_both_directions() -> None:
+    policy = agent("continuous")
+    before = weight_vector(policy)
+    weights = Weights(policy)
+    assert torch.equal(weights.vector, before)
+    obs = torch.randn(5, 3)
+    with torch.no_grad():
+        weights.vector += 1
+        policy.critic.bias.zero_()
+    _, value = policy(obs)
+    _, same = call_with(agent("continuous"), weights.vector.detach(), obs)
+    assert torch.equal(value, same) and torch.equal(weight_vector(policy), weights.vector)
+    value.sum().backward()
+    assert weights.gradient.norm() > 0
+    assert torch.equal(weights.gradient, torch.cat([p.grad.flatten() for p in policy.parameters()]))
