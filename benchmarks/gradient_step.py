@@ -1,4 +1,4 @@
-"""What a small gradient step is made of: the step alone, the step under DDP, and the all-reduce of its gradient.
+"""What a gradient step is made of: eager, under DDP, compiled, averaged; and the messages alone.
 
 OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node=2 benchmarks/gradient_step.py
 """
@@ -14,58 +14,96 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from rl.agent import Agent, Network
-from rl.distributed import leave_process_group, rank
+from rl.distributed import Ranks, leave_process_group, rank
 from rl.envs.spaces import DiscreteActions, Spaces
+from rl.execution import Execution
 from rl.learners.ppo import PPO, Rows
+from rl.optimization import GradientStep, Weights, make_adam
 
-NUM_ROWS, OBS_SIZE, ROUNDS, REPEATS = 64, 4, 5, 200
+OBS_SIZE, ROUNDS = 4, 5
 
 
-def milliseconds(function: Callable[[], object]) -> float:
+def milliseconds(function: Callable[[], object], repeats: int) -> float:
     """Mean time of a call, after a warm-up."""
-    for _ in range(20):
+    for _ in range(max(3, repeats // 10)):
         function()
     dist.barrier()
     began_at = time.perf_counter()
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         function()
-    return 1000 * (time.perf_counter() - began_at) / REPEATS
+    return 1000 * (time.perf_counter() - began_at) / repeats
 
 
-def gradient_step(agent: nn.Module, rows: Rows) -> Callable[[], None]:
-    """One minibatch: forward, backward, clipping and Adam."""
-    optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3, eps=1e-5, fused=True)
+def policy() -> Agent:
+    """A policy with an actor and a critic of their own."""
+    return Agent(Spaces(OBS_SIZE, DiscreteActions(2)), Network(shared_encoder=False))
+
+
+def eager(rows: Rows, wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], None]:
+    """A minibatch as the programs take it eagerly: forward, backward, clipping and Adam."""
+    module = policy()
+    weights = Weights(module)
+    agent, optimizer = wrap(module), make_adam(weights, 1e-3, fused=True)
 
     def step() -> None:
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)
         PPO().loss(agent, rows)[0].backward()
-        clip_grad_norm_(agent.parameters(), 0.5)
+        clip_grad_norm_([weights.vector], 0.5)
         optimizer.step()
 
     return step
 
 
-def main() -> None:
-    """Prints medians over rounds in which the parts are measured in turn."""
-    ones = torch.ones(NUM_ROWS)
-    rows = Rows(torch.randn(NUM_ROWS, OBS_SIZE), ones.long(), -0.7 * ones, ones, torch.randn(NUM_ROWS), ones, ones)
-    policy, replica = (Agent(Spaces(OBS_SIZE, DiscreteActions(2)), Network()) for _ in range(2))
-    gradient = torch.ones(sum(parameter.numel() for parameter in policy.parameters()))
-    number = torch.ones(1)
+def compiled(rows: Rows, ranks: Ranks, autocast: torch.dtype | None = None) -> Callable[[], object]:
+    """The same, compiled."""
+    module = policy()
+    weights = Weights(module)
+    optimizer = make_adam(weights, 1e-3, fused=True)
+    step = GradientStep(PPO(), module, weights, optimizer, ranks, Execution("compiled"), autocast=autocast)
+    return lambda: step(rows)
 
-    def all_reduce(values: Tensor) -> Callable[[], None]:
+
+def parts_of(num_rows: int) -> dict[str, Callable[[], object]]:
+    """What to measure with minibatches of so many rows."""
+    ones = torch.ones(num_rows)
+    rows = Rows(torch.randn(num_rows, OBS_SIZE), ones.long(), -0.7 * ones, ones, torch.randn(num_rows), ones, ones)
+    return {
+        f"{num_rows:6,} rows, eager": eager(rows, lambda module: module),
+        f"{num_rows:6,} rows, eager, under DDP": eager(rows, DistributedDataParallel),
+        f"{num_rows:6,} rows, compiled": compiled(rows, Ranks()),
+        f"{num_rows:6,} rows, compiled, bf16": compiled(rows, Ranks(), torch.bfloat16),
+        f"{num_rows:6,} rows, compiled, averaged over ranks": compiled(rows, Ranks.of()),
+    }
+
+
+def messages() -> dict[str, Callable[[], object]]:
+    """What ranks send each other, in loops of their own."""
+    gradient = torch.ones(sum(parameter.numel() for parameter in policy().parameters()))
+    gathered = torch.empty(dist.get_world_size() * len(gradient))
+
+    def all_reduce(values: Tensor) -> Callable[[], object]:
         return lambda: dist.all_reduce(values.fill_(1))
 
-    parts = {
-        "gradient step alone": gradient_step(policy, rows),
-        "gradient step under DDP": gradient_step(DistributedDataParallel(replica), rows),
-        f"all-reduce of the gradient ({4 * len(gradient):,} bytes), in a loop of its own": all_reduce(gradient),
-        "all-reduce of one number, in a loop of its own": all_reduce(number),
+    return {
+        f"all-reduce of the gradient ({4 * len(gradient):,} bytes)": all_reduce(gradient),
+        "all-gather of the gradient": lambda: dist.all_gather_into_tensor(gathered, gradient),
+        "all-reduce of one number": all_reduce(torch.ones(1)),
     }
-    rounds = [{name: milliseconds(function) for name, function in parts.items()} for _ in range(ROUNDS)]
+
+
+def main() -> None:
+    """Prints medians over rounds in which the parts are measured in turn."""
+    for num_rows, repeats in ((64, 200), (2048, 60), (32768, 6)):
+        report(parts_of(num_rows), repeats)
+    report(messages(), 200)
+
+
+def report(parts: dict[str, Callable[[], object]], repeats: int) -> None:
+    """Measures parts in turn and prints a line for each."""
+    rounds = [{name: milliseconds(part, repeats) for name, part in parts.items()} for _ in range(ROUNDS)]
     if rank() == 0:
         for name in parts:
-            print(f"{statistics.median(times[name] for times in rounds):6.2f} ms  {name}")
+            print(f"{statistics.median(times[name] for times in rounds):7.2f} ms  {name}", flush=True)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Execution:
         compilable = compiler_missing(self.device) is None
 
         def make() -> Callable[..., Any]:
-            fast = compiled(function) if compilable else function
+            fast = compiled(function, self.device) if compilable else function
             return _Captured(fast, state) if self.mode == "captured" else fast
 
         return cast(Function, _Specialised(make, self))
@@ -65,17 +65,17 @@ class Execution:
         if self.mode == "captured":
             return cast(Function, _Specialised(lambda: _Captured(function), self))
         if self.mode == "compiled" and self.device.type == "cpu":
-            return cast(Function, _Specialised(lambda: compiled(function), self))
+            return cast(Function, _Specialised(lambda: compiled(function, self.device), self))
         return function
 
     def part(self, function: Function) -> Function:
         """What a loop does at every step."""
         on_cpu = self.device.type == "cpu"  # where the loop is compiled, and this with it
         as_it_stands = self.mode == "eager" or on_cpu or compiler_missing(self.device)
-        return function if as_it_stands else cast(Function, _Specialised(lambda: compiled(function)))
+        return function if as_it_stands else cast(Function, _Specialised(lambda: compiled(function, self.device)))
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """The function through Inductor, for one signature: nobody checks that later calls have that of the first."""
 
     def unique(*args: Any) -> Any:
@@ -85,7 +85,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     unique.__code__ = unique.__code__.replace()
     options: dict[str, str | int | bool | Callable[..., Any]] = {
         # The loop over time and all calls of kernels in C++; torch 2.11 cannot do that to a loop.
-        "cpp_wrapper": torch.__version__ >= "2.13" and not torch.cuda.is_available(),
+        "cpp_wrapper": torch.__version__ >= "2.13" and device.type == "cpu",
         # A tanh of one exponential instead of a library's: twice as fast, and exact to 1e-7.
         "cpp.use_decompose_tanh": True,
         # One C++ file or two a function: helpers in processes of their own would only outlive them.

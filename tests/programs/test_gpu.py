@@ -12,9 +12,14 @@ pytestmark = [
 ]
 
 
+@pytest.mark.parametrize("flags", ["", "--env-backend tensor"])
+@pytest.mark.parametrize("execution", ["eager", "compiled", "captured"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-def test_a_gpu_learns_custom_env_in_every_precision(precision: str) -> None:
-    succeeded(fabric("--cuda", "--num-envs", "128", ranks=1, options=(f"--precision={precision}",)))
+def test_a_gpu_learns_custom_env_in_every_precision_and_way_of_running(
+    precision: str, execution: str, flags: str
+) -> None:
+    arguments = ["--cuda", "--num-envs", "128", "--execution", execution, *flags.split()]
+    succeeded(fabric(*arguments, ranks=1, options=(f"--precision={precision}",)))
     logged = scalars(run_folder("fabric_logs"))
     assert logged["Test/cumulative_reward"][0][1] == pytest.approx(198.970171, abs=1e-2)
     assert logged["Rewards/rew_avg"][-1][1] >= 190

@@ -1,0 +1,68 @@
+"""The programs with environments in tensors, eager and compiled, and with an environment of the reader's own."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.programs.launch import (
+    BIN,
+    ROOT,
+    agent_of,
+    decoupled,
+    fabric,
+    run_folder,
+    scalars,
+    start,
+    succeeded,
+    torchrun,
+)
+from tests.programs.test_programs import SMALL
+
+TENSORS = ("--env-backend", "tensor", "--no-shared-encoder")
+
+
+def test_a_compiled_run_on_two_ranks_ends_near_the_eager_one() -> None:
+    arguments = [*SMALL, *TENSORS, "--total-timesteps", "2048"]
+    succeeded(torchrun(*arguments, "--execution", "eager"))
+    output = succeeded(fabric(*arguments, "--execution", "compiled"))
+    eager, compiled = agent_of(run_folder("torch_logs")), agent_of(run_folder("fabric_logs"))
+    assert all(torch.allclose(eager[name], compiled[name], atol=1e-4) for name in eager)
+    eager_log, log = scalars(run_folder("torch_logs")), scalars(run_folder("fabric_logs"))
+    assert set(log) == {*eager_log, "Time/compile_seconds"}
+    for tag in eager_log:
+        if not tag.startswith("Time/"):
+            assert [value for _, value in log[tag]] == pytest.approx(
+                [value for _, value in eager_log[tag]], rel=1e-2, abs=1e-3
+            ), tag
+    assert re.search(r"steps/s on 2 rank\(s\), after \d+ s of compiling", output)
+
+
+def test_a_compiled_player_and_trainer_learn_in_bf16() -> None:
+    arguments = [*TENSORS, "--execution", "compiled", "--num-envs", "32", "--total-timesteps", "250000"]
+    succeeded(decoupled(*arguments, ranks=2, options=("--precision=bf16-mixed",)))
+    assert scalars(run_folder("fabric_decoupled_logs"))["Rewards/rew_avg"][-1][1] >= 190
+
+
+def test_the_readmes_own_environment_is_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    (module,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "TensorEnv" in block)
+    (tmp_path / "my_envs.py").write_text(module)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    flags = re.search(r"train_fabric.py (--env-id my_envs:.*)$", readme, re.MULTILINE).group(1).split()
+    succeeded(fabric(*flags, "--total-timesteps", "200000", options=("--accelerator=cpu",)))
+    returns = [value for _, value in scalars(run_folder("fabric_logs"))["Rewards/rew_avg"]]
+    assert returns[0] < 70 < 90 < returns[-1]
+
+
+def test_a_backend_that_an_environment_lacks_is_said_once() -> None:
+    result = fabric("--env-id", "LunarLander-v3", "--env-backend", "tensor")
+    assert result.returncode != 0
+    assert result.stderr.count("error: --env-id LunarLander-v3: not written in tensors") == 1
+
+
+def test_captured_needs_a_gpu() -> None:
+    result = start(BIN / "python", ROOT / "train_torch.py", "--execution", "captured")
+    assert result.returncode == 2
+    assert "error: --execution captured: CUDA graphs need a GPU" in result.stderr
