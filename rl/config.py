@@ -1,6 +1,7 @@
 """The flags of the programs, and the checks of their values."""
 
 import math
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -67,14 +68,8 @@ class Config:
         return self.total_timesteps // self.steps_per_update()
 
     def make_execution(self, device: torch.device) -> Execution:
-        """How functions of tensors run on a device.
-
-        Raises:
-            UserError: CUDA graphs are asked for on a CPU.
-        """
+        """How functions of tensors run on a device; a player on the CPU compiles what its trainers on GPUs capture."""
         on_gpu = device.type == "cuda"
-        if self.execution == "captured" and not on_gpu:
-            raise UserError("--execution captured: CUDA graphs need a GPU; say --cuda too, or --execution compiled")
         if self.execution == "eager":
             return Execution("eager", device)
         if self.execution == "auto" and not on_gpu:
@@ -83,11 +78,11 @@ class Config:
             if not compiling_pays(num_gradient_steps, epochs * self.rows_per_rank()):
                 return Execution("eager", device)
         missing = compiler_missing(device)
-        if missing and not on_gpu:
-            if rank() == 0:
-                print(f"note: {missing} is missing, so nothing is compiled and the run takes longer", file=sys.stderr)
-            return Execution("eager", device)
-        return Execution("compiled" if self.execution == "compiled" or not on_gpu else "captured", device)
+        if missing and rank() == 0:
+            print(f"note: {missing} is missing, so nothing is compiled and the run takes longer", file=sys.stderr)
+        if on_gpu and self.execution != "compiled":
+            return Execution("captured", device)
+        return Execution("eager" if missing else "compiled", device)
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
@@ -110,6 +105,8 @@ class Config:
             f"less than one rollout of {self.num_players()} rank(s) × --num-envs {self.env.num_envs}"
             f" × --num-steps {self.learner.num_steps} = {self.steps_per_update()} steps; must be at least that",
         )
+        if self.execution == "captured" and not (self.cuda or os.environ.get("LT_ACCELERATOR") in ("cuda", "gpu")):
+            raise UserError("--execution captured: CUDA graphs need a GPU; say --cuda too, or --execution compiled")
         self.check_devices()
 
     def check_devices(self) -> None:

@@ -85,7 +85,7 @@ def test_without_a_compiler_the_run_is_eager_and_says_so(
 
 def test_cuda_graphs_on_the_cpu_are_refused() -> None:
     with pytest.raises(UserError, match="--execution captured: CUDA graphs need a GPU"):
-        Config(execution="captured").make_execution(CPU)
+        Config(execution="captured").check()
 
 
 @pytest.mark.gpu
