@@ -22,54 +22,9 @@ import matplotlib.pyplot as plt
 import torch
 import tyro
 from programs import ROOT, run_program, run_watched
+from speed_cases import ENV_IDS, SOLVED_AT, SUITES, Case, Problem, Way, small
 
 SB3 = f"{sys.executable} {ROOT}/benchmarks/peers/sb3_ppo.py"
-ENV_IDS = {"custom": "CustomEnv-v0", "cartpole": "CartPole-v1"}
-SIZES = {"custom": (2, 2), "cartpole": (4, 2)}  # of an observation, of the actions
-SOLVED_AT = {"custom": 195.0, "cartpole": 475.0}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What ours and the peers train."""
-
-    env: Literal["custom", "cartpole"] = "custom"
-    num_envs: int = 64
-    num_steps: int = 128
-    minibatches: int = 4
-    epochs: int = 4
-    hidden: int = 64
-    total_timesteps: int = 2_000_000
-
-    def flops_per_step(self) -> float:
-        """Multiplications and additions of matrix products in a step: a forward pass, and three for each epoch."""
-        num_obs, num_actions = SIZES[self.env]
-        forward = 2 * (2 * self.hidden * (num_obs + self.hidden) + self.hidden * (num_actions + 1))
-        return forward * (1 + 3 * self.epochs)
-
-
-@dataclass(frozen=True)
-class Way:
-    """How ours runs."""
-
-    ranks: int = 1
-    threads: int = 1
-    precision: str = "32-true"
-    execution: str = "compiled"
-    backend: str = "tensor"
-    cuda: bool = False
-    shared: bool = False
-
-
-@dataclass(frozen=True)
-class Case:
-    """A row of the table: a problem, a way, and the peers beside it."""
-
-    name: str
-    problem: Problem
-    way: Way
-    peers: tuple[str, ...] = ()
-    goal: str = ""
 
 
 @dataclass
@@ -88,58 +43,6 @@ class Arguments:
     """Folder for speed.json and the curves."""
     small: bool = False
     """Short runs of small problems, to see that the command works."""
-
-
-TWO_THREADS, TWO_RANKS = Way(threads=2), Way(ranks=2)
-BF16 = replace(TWO_RANKS, precision="bf16-mixed")
-SMALL_BATCH = Problem(num_envs=8, minibatches=16, epochs=10, total_timesteps=400_000)
-LARGE = Problem(num_envs=1024, total_timesteps=4_000_000)
-PYTHON_CARTPOLE = Problem("cartpole", num_envs=4, minibatches=4, epochs=10, total_timesteps=100_000)
-
-SUITES: dict[str, list[Case]] = {
-    "peers": [
-        Case("CustomEnv, 64", Problem(), TWO_THREADS, ("sb3", "jax"), "5x sb3, 1x jax"),
-        Case("CartPole, 64", Problem("cartpole"), TWO_THREADS, ("sb3",), "5x sb3"),
-        Case("CustomEnv, 8, batch 64", SMALL_BATCH, Way(), ("sb3",), "3x sb3"),
-        Case("CartPole, 8, batch 64", replace(SMALL_BATCH, env="cartpole"), Way(), ("sb3",), "3x sb3"),
-        Case("CustomEnv, 1,024", LARGE, TWO_RANKS, ("jax",), "1.2x jax"),
-        Case("CustomEnv, 1,024, bf16", LARGE, BF16, ("jax",), "2x jax"),
-        Case("CustomEnv, 4", Problem(num_envs=4, total_timesteps=500_000), Way(), ("jax",), "0.8x jax"),
-        Case(
-            "CartPole in Python, 4, batch 64",
-            PYTHON_CARTPOLE,
-            replace(TWO_RANKS, backend="gymnasium"),
-            goal="8,000 steps/s",
-        ),
-    ],
-    "ranks": [
-        Case(f"CustomEnv, {num_envs} a rank, {ranks} ranks", Problem(num_envs=num_envs * ranks), Way(ranks=ranks))
-        for num_envs in (64, 512, 2048)
-        for ranks in (1, 2)
-    ],
-    "envs": [
-        Case(f"CustomEnv, {num_envs}, {way.precision}", Problem(num_envs=num_envs), way, ("jax",))
-        for num_envs in (4, 16, 64, 256, 1024, 4096, 16384, 65536)
-        for way in ((Way() if num_envs <= 16 else TWO_THREADS if num_envs <= 256 else TWO_RANKS), BF16)
-    ],
-    "hidden": [
-        Case(f"hidden {hidden}, {way.precision}", Problem(num_envs=256, hidden=hidden), way, ("jax",))
-        for hidden in (64, 128, 256, 512, 1024)
-        for way in (TWO_RANKS, BF16)
-    ],
-    "gpu": [
-        Case(
-            f"{env}, {num_envs:,}, {precision}",
-            Problem(env, num_envs, num_steps=32, total_timesteps=200 * num_envs * 32),
-            Way(precision=precision, execution="captured", cuda=True, shared=True),
-            ("jax",),
-            {4096: "60 M steps/s, 3x jax", 16384: "150 M steps/s, 3x jax"}.get(num_envs, "3x jax"),
-        )
-        for env in ("custom", "cartpole")
-        for num_envs in (4096, 16384, 65536, 262144)
-        for precision in ("32-true", "bf16-mixed")
-    ],
-}
 
 
 def matrix_product_flops(way: Way) -> float:
@@ -206,15 +109,6 @@ def peer(name: str, command: str, problem: Problem) -> dict[str, Any]:
     output, memory_mib = run_watched([*command.split(), *(f"--{name}={value}" for name, value in flags.items())])
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
     return result | {"memory_mib": memory_mib}
-
-
-def small(case: Case) -> Case:
-    """The case at a size that any machine runs in seconds, on its CPU."""
-    problem, way = case.problem, case.way
-    num_envs = min(problem.num_envs, 64)
-    steps = 6 * num_envs * problem.num_steps
-    way = replace(way, cuda=False, execution="compiled" if way.execution == "captured" else way.execution)
-    return replace(case, problem=replace(problem, num_envs=num_envs, total_timesteps=steps), way=way)
 
 
 def measure(case: Case, peers: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -329,7 +223,8 @@ def main(arguments: Arguments) -> None:
             print(row(case, results, matrix_product_flops(case.way)), flush=True)
         everything[suite] = [asdict(case) | {"runs": runs} for case, runs in zip(cases, found, strict=True)]
         (arguments.output / "speed.json").write_text(json.dumps(everything, indent=1))
-        draw(suite, list(zip(cases, found, strict=True)), arguments.output)
+        if suite != "peers":  # its problems are not points of one curve
+            draw(suite, list(zip(cases, found, strict=True)), arguments.output)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class Run:
         began_at, compiled = time.perf_counter(), self.execution.compile_seconds
         for update in range(num_updates):
             yield update / num_updates
-            if (update + 1) % updates_per_point != 0 and update + 1 != num_updates:
+            if (update + 1) % updates_per_point != 0 and update not in (0, num_updates - 1):
                 continue
             steps_done = (update + 1) * steps_per_update - self.step
             metrics = self.averages.take()

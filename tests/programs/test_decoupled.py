@@ -117,7 +117,8 @@ def test_bad_input_is_answered_once(
 @pytest.mark.parametrize("victim", ["0", "2"])
 def test_the_death_of_any_rank_ends_all_within_ten_seconds(victim: str, tmp_path: Path) -> None:
     mark = uuid.uuid4().hex
-    command = fabric_command("train_fabric_decoupled.py", *SMALL, "--total-timesteps", "100000000", ranks=3)
+    endless = ("--total-timesteps", "100000000", "--execution", "eager")
+    command = fabric_command("train_fabric_decoupled.py", *SMALL, *endless, ranks=3)
     launcher = subprocess.Popen(
         command, env=marked_environment(mark), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

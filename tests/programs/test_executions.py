@@ -51,15 +51,9 @@ def test_the_readmes_own_environment_is_learned(monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "my_envs.py").write_text(module)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     flags = re.search(r"train_fabric.py (--env-id my_envs:.*)$", readme, re.MULTILINE).group(1).split()
-    succeeded(fabric(*flags, "--total-timesteps", "200000", options=("--accelerator=cpu",)))
+    succeeded(fabric(*flags, "--total-timesteps", "400000", options=("--accelerator=cpu",)))
     returns = [value for _, value in scalars(run_folder("fabric_logs"))["Rewards/rew_avg"]]
     assert returns[0] < 70 < 90 < returns[-1]
-
-
-def test_a_backend_that_an_environment_lacks_is_said_once() -> None:
-    result = fabric("--env-id", "LunarLander-v3", "--env-backend", "tensor")
-    assert result.returncode != 0
-    assert result.stderr.count("error: --env-id LunarLander-v3: not written in tensors") == 1
 
 
 def test_captured_needs_a_gpu() -> None:
