@@ -79,14 +79,21 @@ SUITES: dict[str, list[Case]] = {
         for ranks in (1, 2)
     ],
     "envs": [
-        Case(f"CustomEnv, {num_envs}, {way.precision}", Problem(num_envs=num_envs), way, ("jax",))
+        Case(
+            f"CustomEnv, {num_envs}, {way.precision}", Problem(num_envs=num_envs, total_timesteps=1_000_000), way, peers
+        )
         for num_envs in (4, 16, 64, 256, 1024, 4096, 16384, 65536)
-        for way in ((Way() if num_envs <= 16 else TWO_THREADS if num_envs <= 256 else TWO_RANKS), BF16)
+        for way, peers in (
+            (Way() if num_envs <= 16 else TWO_THREADS if num_envs <= 64 else TWO_RANKS, ("jax",)),
+            (BF16, ()),
+        )
+        if num_envs >= 256 or way != BF16
     ],
     "hidden": [
-        Case(f"hidden {hidden}, {way.precision}", Problem(num_envs=256, hidden=hidden), way, ("jax",))
+        Case(f"hidden {hidden}, {way.precision}", problem, way, peers)
         for hidden in (64, 128, 256, 512, 1024)
-        for way in (TWO_RANKS, BF16)
+        for problem in [Problem(num_envs=256, hidden=hidden, total_timesteps=400_000)]
+        for way, peers in ((TWO_RANKS, ("jax",)), (BF16, ()))
     ],
     "gpu": [
         Case(
