@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning.fabric import Fabric
@@ -12,18 +12,19 @@ from torch import Tensor
 
 from rl.agent import Agent
 from rl.command_line import command_line
-from rl.config import Config
+from rl.config import CONFIGS, Config
 from rl.distributed import Ranks
 from rl.envs.stepping import make_envs
 from rl.errors import require
-from rl.learners.ppo import Metrics, Rows
-from rl.optimization import AUTOCAST, GradientStep, Weights, make_adam
+from rl.float8 import to_float8
+from rl.learners.learner import AnyLearner, Metrics
+from rl.optimization import AUTOCAST, GradientStep, Weights, gradient_metrics, make_adam
 from rl.rollout import make_collector
 from rl.run.run import Run, make_run_folder
 from rl.seeding import Shuffle
 
 
-def main(config: Config) -> None:
+def main(config: Config[AnyLearner]) -> None:
     """One training run."""
     learner = config.learner
     strategy = os.environ.get("LT_STRATEGY", "auto")
@@ -33,16 +34,20 @@ def main(config: Config) -> None:
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     # Fabric takes --accelerator, --devices, --strategy and --precision of `fabric run` from the environment.
     accelerator = "cuda" if config.cuda else os.environ.get("LT_ACCELERATOR", "cpu")
-    fabric = Fabric(accelerator=accelerator, loggers=logger)
+    precision_flag = None if "LT_PRECISION" in os.environ else config.precision
+    fabric = Fabric(accelerator=accelerator, loggers=logger, precision=precision_flag)
     ranks = Ranks.of()
 
     torch.manual_seed(config.seed)
     policy = Agent(envs.spaces, config.network)
+    if config.fp8:
+        to_float8(policy, fabric.device)
     agent = fabric.setup_module(policy)  # the same weights; those who call it wait for each other
     weights = Weights(policy)
-    # Fabric does not clip what a fused Adam unscales itself.
     precision = fabric.strategy.precision
-    adam = make_adam(weights, learner.learning_rate, fused=precision.precision != "16-mixed")
+    scaler = getattr(precision, "scaler", None)
+    # Fabric does not clip what a fused Adam unscales itself.
+    adam = make_adam(weights, learner.learning_rate, fused=scaler is None)
     optimizer = cast(torch.optim.Adam, fabric.setup_optimizers(adam))
     execution = config.make_execution(fabric.device)
     collector = make_collector(
@@ -55,31 +60,36 @@ def main(config: Config) -> None:
     estimate = execution.loop(partial(learner.estimate, policy))
     shuffle = Shuffle(config.seed, ranks.rank, ranks.size, shared=config.share_data, device=fabric.device)
 
-    def eager_gradient_step(minibatch: Rows) -> Metrics:
+    def eager_gradient_step(minibatch: Any) -> Metrics:
         loss, metrics = learner.loss(agent, minibatch)
         optimizer.zero_grad(set_to_none=False)
         fabric.backward(loss)
         # A gradient that is not finite is no error here: under fp16 it tells the loss scaler to skip the step.
-        norm = fabric.clip_gradients(agent, optimizer, max_norm=learner.max_grad_norm, error_if_nonfinite=False)
+        norm = cast(
+            Tensor, fabric.clip_gradients(agent, optimizer, max_norm=learner.max_grad_norm, error_if_nonfinite=False)
+        )
+        weights.keep_finite(norm)
         optimizer.step()
-        return metrics | {"Info/grad_norm": cast(Tensor, norm)}
+        return metrics | gradient_metrics(norm, ranks, scaled=scaler is not None)
 
-    gradient_step: Callable[[Rows], Metrics] = eager_gradient_step
+    gradient_step: Callable[[Any], Metrics] = eager_gradient_step
     if execution.mode != "eager":
         # The same arithmetic without Python in between, and one all-reduce where DDP has hooks.
-        autocast, scaler = AUTOCAST.get(precision.precision), getattr(precision, "scaler", None)
-        gradient_step = GradientStep(learner, policy, weights, adam, ranks, execution, autocast=autocast, scaler=scaler)
+        autocast = AUTOCAST.get(precision.precision)
+        gradient_step = GradientStep(learner, policy, weights, adam, ranks, execution, autocast, scaler)
 
     with Run(config, policy, folder, logger, ranks, execution) as run:
         for progress in run.updates():
             learning_rate = learner.learning_rate_at(progress)
             adam.param_groups[0]["lr"].fill_(learning_rate)
             run.record({"Info/learning_rate": learning_rate})
+            if scaler is not None:
+                run.record({"Info/loss_scale": scaler.get_scale()})
 
             with run.timed("collect"), torch.no_grad(), fabric.autocast():
-                rollout = collector.collect(learner.num_steps)
+                rollout = learner.collect(collector)
                 rows, metrics = learner.prepare(rollout, estimate(rollout), ranks.sum)
-            run.record_episodes(rollout)
+            run.record_rollout(rollout)
             run.record(metrics)
 
             with run.timed("learn"):
@@ -94,4 +104,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    command_line(main, Config)
+    command_line(main, CONFIGS)

@@ -22,15 +22,24 @@ from rl.envs.step import Envs
 from rl.envs.stepping import make_envs
 from rl.errors import require
 from rl.exchange import PLAYER, Exchange
-from rl.learners.ppo import Metrics, Rows
-from rl.optimization import AUTOCAST, GradientStep, Weights, make_adam
+from rl.float8 import to_float8
+from rl.learners.learner import Metrics
+from rl.learners.ppo import Rows
+from rl.optimization import AUTOCAST, GradientStep, Weights, gradient_metrics, make_adam
 from rl.rollout import make_collector
 from rl.run.logger import Averages
 from rl.run.run import Run, make_run_folder
 from rl.seeding import Shuffle
 
 ALONE = Ranks()
-TRAINER_METRICS = ("Info/grad_norm", "Info/learning_rate", "Time/trainer_wait_seconds", "Time/learn_seconds")
+TRAINER_METRICS = (
+    "Info/grad_norm",
+    "Count/skipped_steps",
+    "Info/learning_rate",
+    "Info/loss_scale",
+    "Time/trainer_wait_seconds",
+    "Time/learn_seconds",
+)
 
 
 def main(config: DecoupledConfig) -> None:
@@ -52,11 +61,13 @@ def player(config: DecoupledConfig) -> None:
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     # A GPU that no trainer has, where there is one.
     gpu = min(local_world_size() - 1, torch.cuda.device_count() - 1)
-    fabric = fabric_on(torch.device("cuda", gpu) if config.player_on_gpu else torch.device("cpu"))
+    fabric = fabric_on(torch.device("cuda", gpu) if config.player_on_gpu else torch.device("cpu"), config)
     meet(config)
 
     torch.manual_seed(config.seed)
     policy = Agent(envs.spaces, config.network)
+    if config.fp8:
+        to_float8(policy, fabric.device)
     fabric.setup_module(policy)  # to its device and precision
     exchange = make_exchange(config, one_env(config), policy, fabric.device)
     execution = config.make_execution(fabric.device)
@@ -71,9 +82,9 @@ def player(config: DecoupledConfig) -> None:
 
         for progress in run.updates():
             with run.timed("collect"), torch.no_grad(), fabric.autocast():
-                rollout = collector.collect(learner.num_steps)
+                rollout = learner.collect(collector)
                 rows, metrics = learner.prepare(rollout, estimate(rollout), ALONE.sum)
-            run.record_episodes(rollout)
+            run.record_rollout(rollout)
             run.record(metrics)
             run.record({"Info/transfer_bytes": exchange.num_bytes})
 
@@ -96,17 +107,20 @@ def trainer(config: DecoupledConfig) -> None:
     learner = config.learner
     env = one_env(config)
     gpu = local_rank() - on_first_machine()
-    fabric = fabric_on(torch.device("cuda", gpu) if config.cuda else torch.device("cpu"))
+    fabric = fabric_on(torch.device("cuda", gpu) if config.cuda else torch.device("cpu"), config)
     trainers = Ranks.of(meet(config))
 
     torch.manual_seed(config.seed)
     policy = Agent(env.spaces, config.network)
+    if config.fp8:
+        to_float8(policy, fabric.device)
     module = fabric.setup_module(policy)
     agent = DistributedDataParallel(module, process_group=trainers.group) if trainers.size > 1 else module
     weights = Weights(policy)
-    # Fabric does not clip what a fused Adam unscales itself.
     precision = fabric.strategy.precision
-    adam = make_adam(weights, learner.learning_rate, fused=precision.precision != "16-mixed")
+    scaler = getattr(precision, "scaler", None)
+    # Fabric does not clip what a fused Adam unscales itself.
+    adam = make_adam(weights, learner.learning_rate, fused=scaler is None)
     optimizer = cast(torch.optim.Adam, fabric.setup_optimizers(adam))
     execution = config.make_execution(fabric.device)
     exchange = make_exchange(config, env, policy, fabric.device)
@@ -118,21 +132,22 @@ def trainer(config: DecoupledConfig) -> None:
         optimizer.zero_grad(set_to_none=False)
         fabric.backward(loss)
         # A gradient that is not finite is no error here: under fp16 it tells the loss scaler to skip the step.
-        norm = fabric.clip_gradients(agent, optimizer, max_norm=learner.max_grad_norm, error_if_nonfinite=False)
+        norm = cast(
+            Tensor, fabric.clip_gradients(agent, optimizer, max_norm=learner.max_grad_norm, error_if_nonfinite=False)
+        )
+        weights.keep_finite(norm)
         optimizer.step()
-        return metrics | {"Info/grad_norm": cast(Tensor, norm)}
+        return metrics | gradient_metrics(norm, trainers, scaled=scaler is not None)
 
     gradient_step: Callable[[Rows], Metrics] = eager_gradient_step
     if execution.mode != "eager":
-        autocast, scaler = AUTOCAST.get(precision.precision), getattr(precision, "scaler", None)
-        gradient_step = GradientStep(
-            learner, policy, weights, adam, trainers, execution, autocast=autocast, scaler=scaler
-        )
+        autocast = AUTOCAST.get(precision.precision)
+        gradient_step = GradientStep(learner, policy, weights, adam, trainers, execution, autocast, scaler)
 
     for update in range(config.num_updates()):
         learning_rate = learner.learning_rate_at(update / config.num_updates())
         adam.param_groups[0]["lr"].fill_(learning_rate)
-        averages.add({"Info/learning_rate": learning_rate})
+        averages.add({"Info/learning_rate": learning_rate, "Info/loss_scale": scaler.get_scale() if scaler else 1.0})
 
         with averages.timed("trainer_wait"):
             rows = exchange.receive_rows()
@@ -145,9 +160,10 @@ def trainer(config: DecoupledConfig) -> None:
         exchange.send_weights(policy, averages.take())
 
 
-def fabric_on(device: torch.device) -> Fabric:
+def fabric_on(device: torch.device, config: DecoupledConfig) -> Fabric:
     """A Fabric for this rank alone."""
-    return Fabric(accelerator=device.type, strategy=SingleDeviceStrategy(device))
+    precision = None if "LT_PRECISION" in os.environ else config.precision
+    return Fabric(accelerator=device.type, strategy=SingleDeviceStrategy(device), precision=precision)
 
 
 def meet(config: DecoupledConfig) -> dist.ProcessGroup:
@@ -180,4 +196,4 @@ def make_exchange(config: DecoupledConfig, env: Envs, policy: Agent, device: tor
 
 
 if __name__ == "__main__":
-    command_line(main, DecoupledConfig)
+    command_line(main, {"ppo": DecoupledConfig()})

@@ -3,26 +3,30 @@
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from rl.agent import Agent
 from rl.command_line import command_line
-from rl.config import Config
+from rl.config import CONFIGS, Config
 from rl.distributed import Ranks, local_rank
+from rl.distributions import Distribution
 from rl.envs.stepping import make_envs
-from rl.learners.ppo import Metrics, Rows
-from rl.optimization import GradientStep, Weights, make_adam
+from rl.float8 import to_float8
+from rl.learners.learner import AnyLearner, Metrics
+from rl.optimization import AUTOCAST, GradientStep, Weights, gradient_metrics, make_adam
 from rl.rollout import make_collector
 from rl.run.logger import TensorBoardWriter
 from rl.run.run import Run, make_run_folder
 from rl.seeding import Shuffle
 
 
-def main(config: Config) -> None:
+def main(config: Config[AnyLearner]) -> None:
     """One training run."""
     learner = config.learner
     envs = make_envs(config.env)
@@ -36,10 +40,15 @@ def main(config: Config) -> None:
     ranks = Ranks.of()
 
     torch.manual_seed(config.seed)
-    policy = Agent(envs.spaces, config.network).to(device)
+    policy = Agent(envs.spaces, config.network).to(device, torch.bfloat16 if config.precision == "bf16-true" else None)
+    if config.fp8:
+        to_float8(policy, device)
     agent = DistributedDataParallel(policy) if ranks.size > 1 else policy
     weights = Weights(policy)
     optimizer = make_adam(weights, learner.learning_rate, fused=True)
+    autocast = AUTOCAST.get(config.precision)
+    precision = partial(torch.autocast, device.type, autocast, enabled=autocast is not None)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "16-mixed")
     execution = config.make_execution(device)
     collector = make_collector(
         envs.to(device), policy, seed=config.seed, first_env=ranks.rank * envs.num_envs, execution=execution
@@ -47,29 +56,38 @@ def main(config: Config) -> None:
     estimate = execution.loop(partial(learner.estimate, policy))
     shuffle = Shuffle(config.seed, ranks.rank, ranks.size, shared=config.share_data, device=device)
 
-    def eager_gradient_step(minibatch: Rows) -> Metrics:
-        loss, metrics = learner.loss(agent, minibatch)
-        optimizer.zero_grad(set_to_none=False)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = clip_grad_norm_([weights.vector], learner.max_grad_norm)
-        optimizer.step()
-        return metrics | {"Info/grad_norm": norm}
+    def forward(obs: Tensor) -> tuple[Distribution, Tensor]:
+        with precision():  # the network alone: losses are computed in float32
+            return cast(tuple[Distribution, Tensor], agent(obs))
 
-    gradient_step: Callable[[Rows], Metrics] = eager_gradient_step
+    def eager_gradient_step(minibatch: Any) -> Metrics:
+        loss, metrics = learner.loss(forward, minibatch)
+        optimizer.zero_grad(set_to_none=False)
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.unscale_(optimizer)
+        norm = clip_grad_norm_([weights.vector], learner.max_grad_norm)
+        weights.keep_finite(norm)
+        scaler.step(optimizer)
+        scaler.update()
+        return metrics | gradient_metrics(norm, ranks, scaled=scaler.is_enabled())
+
+    gradient_step: Callable[[Any], Metrics] = eager_gradient_step
     if execution.mode != "eager":
         # The same arithmetic without Python in between, and one all-reduce where DDP has hooks.
-        gradient_step = GradientStep(learner, policy, weights, optimizer, ranks, execution)
+        gradient_step = GradientStep(learner, policy, weights, optimizer, ranks, execution, autocast, scaler)
 
     with Run(config, policy, folder, logger, ranks, execution) as run:
         for progress in run.updates():
             learning_rate = learner.learning_rate_at(progress)
             optimizer.param_groups[0]["lr"].fill_(learning_rate)
             run.record({"Info/learning_rate": learning_rate})
+            if scaler.is_enabled():
+                run.record({"Info/loss_scale": scaler.get_scale()})
 
-            with run.timed("collect"), torch.no_grad():
-                rollout = collector.collect(learner.num_steps)
+            with run.timed("collect"), torch.no_grad(), precision():
+                rollout = learner.collect(collector)
                 rows, metrics = learner.prepare(rollout, estimate(rollout), ranks.sum)
-            run.record_episodes(rollout)
+            run.record_rollout(rollout)
             run.record(metrics)
 
             with run.timed("learn"):
@@ -84,4 +102,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    command_line(main, Config)
+    command_line(main, CONFIGS)

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
@@ -15,12 +15,18 @@ from rl.distributed import local_world_size, on_first_machine, rank, world_size
 from rl.envs.stepping import EnvConfig
 from rl.errors import UserError, require
 from rl.execution import Execution, compiler_missing, compiling_pays
+from rl.float8 import check_float8
+from rl.learners.actor_critic import ActorCritic
+from rl.learners.learner import AnyLearner
 from rl.learners.ppo import PPO
+from rl.learners.reinforce import Reinforce
+
+LearnerType = TypeVar("LearnerType", bound=AnyLearner, covariant=True)
 
 
 @dataclass(frozen=True)
-class Config:
-    """Train a policy by proximal policy optimisation, on as many ranks as the launcher starts."""
+class Config(Generic[LearnerType]):
+    """Train a policy on as many ranks as the launcher starts."""
 
     exp_name: str = "default"
     """Name of the experiment, a part of the run folder's name."""
@@ -28,10 +34,18 @@ class Config:
     """Seed of all randomness: weights, environments, actions, shuffles."""
     total_timesteps: int = 1_000_000
     """Environment steps of all ranks together."""
+    total_episodes: int | None = None
+    """End the run after so many episodes of all ranks together, if that comes before --total-timesteps."""
+    report_episodes: int | None = None
+    """Outside a terminal, print the mean return after so many episodes each time, instead of ten times a run."""
     cuda: bool = False
     """Train on GPUs, one for each rank that learns."""
     player_on_gpu: bool = False
     """Put the player on a GPU too; for a program whose player is a rank of its own."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
+    """What the network computes in, by Lightning's names; `fabric run` takes this flag as its own."""
+    fp8: bool = False
+    """Compute the linear layers' matrix products in 8 bits, by torchao; what else there is in --precision."""
     execution: Literal["auto", "eager", "compiled", "captured"] = "auto"
     """How rollouts and gradient steps run: as Python says it, compiled, or (on GPUs) captured in CUDA graphs; auto is
     captured on GPUs, and on the CPU compiled where the run is long enough to gain more than compiling takes."""
@@ -49,7 +63,7 @@ class Config:
     """Folder for the folders of all runs."""
     env: EnvConfig = field(default_factory=EnvConfig)
     network: Network = field(default_factory=Network)
-    learner: PPO = field(default_factory=PPO)
+    learner: LearnerType = field(default_factory=PPO)  # type: ignore[assignment]
 
     def num_players(self) -> int:
         """Number of ranks that collect rollouts."""
@@ -60,11 +74,11 @@ class Config:
         return self.env.num_envs * self.learner.num_steps
 
     def steps_per_update(self) -> int:
-        """Environment steps of all ranks in one update."""
+        """Environment steps of all ranks in one update; of whole episodes, the fewest."""
         return self.env.num_envs * self.learner.num_steps * self.num_players()
 
     def num_updates(self) -> int:
-        """Number of updates of the run."""
+        """Number of updates of the run; of whole episodes, the most."""
         return self.total_timesteps // self.steps_per_update()
 
     def make_execution(self, device: torch.device) -> Execution:
@@ -72,10 +86,12 @@ class Config:
         on_gpu = device.type == "cuda"
         if self.execution == "eager":
             return Execution("eager", device)
-        if self.execution == "auto" and not on_gpu:
-            epochs = self.num_updates() * self.learner.update_epochs
-            num_gradient_steps = epochs * self.learner.num_minibatches(self.rows_per_rank())
-            if not compiling_pays(num_gradient_steps, epochs * self.rows_per_rank()):
+        if self.execution == "auto" and (self.learner.whole_episodes or not on_gpu):
+            num_gradient_steps, num_rows = self.learner.work(self.rows_per_rank())
+            num_updates = self.num_updates()
+            if self.learner.whole_episodes or not compiling_pays(
+                num_updates * num_gradient_steps, num_updates * num_rows
+            ):
                 return Execution("eager", device)
         missing = compiler_missing(device)
         if missing and rank() == 0:
@@ -95,6 +111,8 @@ class Config:
         require(0 <= self.seed < 2**32, "--seed", self.seed, "must lie between 0 and 4294967295")
         require(self.eval_episodes >= 1, "--eval-episodes", self.eval_episodes, "must be at least 1")
         require(self.max_eval_steps >= 1, "--max-eval-steps", self.max_eval_steps, "must be at least 1")
+        for flag, number in (("--total-episodes", self.total_episodes), ("--report-episodes", self.report_episodes)):
+            require(number is None or number >= 1, flag, number, "must be at least 1")
         self.env.check()
         self.network.check()
         self.learner.check(self.rows_per_rank())
@@ -107,6 +125,14 @@ class Config:
         )
         if self.execution == "captured" and not (self.cuda or os.environ.get("LT_ACCELERATOR") in ("cuda", "gpu")):
             raise UserError("--execution captured: CUDA graphs need a GPU; say --cuda too, or --execution compiled")
+        if self.learner.whole_episodes and self.execution in ("compiled", "captured"):
+            raise UserError(
+                f"--execution {self.execution}: whole episodes make rollouts of no fixed length; leave the flag out"
+            )
+        if self.share_data and not isinstance(self.learner, PPO):
+            raise UserError("--share-data: is for the epochs of PPO; here every rank learns from what it played")
+        if self.fp8:
+            check_float8()
         self.check_devices()
 
     def check_devices(self) -> None:
@@ -126,8 +152,27 @@ class Config:
         return {name: value for group in groups for name, value in group.items()}
 
 
+CONFIGS: dict[str, Config[Any]] = {
+    "ppo": Config(),
+    "actor-critic": Config(
+        total_timesteps=400_000,
+        total_episodes=2_000,
+        report_episodes=100,
+        env=EnvConfig(num_envs=8),
+        learner=ActorCritic(),
+    ),
+    "reinforce": Config(
+        total_timesteps=500_000,
+        env=EnvConfig(env_id="CartPole-v1", num_envs=8),
+        network=Network(hidden_size=128, hidden_layers=1, activation_function="relu"),
+        learner=Reinforce(),
+    ),
+}
+"""By the learner's name, what the programs do if no flag says otherwise."""
+
+
 @dataclass(frozen=True)
-class DecoupledConfig(Config):
+class DecoupledConfig(Config[PPO]):
     """Train a policy by proximal policy optimisation: rank 0 plays, the others learn."""
 
     overlap: bool = False
@@ -152,6 +197,8 @@ class DecoupledConfig(Config):
                 f"{world_size()} rank: this program needs a player and at least one trainer;"
                 " start 2 ranks or more, as fabric run --devices=2 does"
             )
+        if self.total_episodes is not None:
+            raise UserError("--total-episodes: this program counts steps; say --total-timesteps instead")
         super().check()
         num_rows = super().rows_per_rank()
         require(

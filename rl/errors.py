@@ -9,11 +9,27 @@ from collections.abc import Iterator
 from rl.distributed import leave_process_group, rank
 
 USAGE_ERROR = 2
+ENVIRONMENT_FAILED = 71
+NUMBERS_FAILED = 72
 INTERRUPTED = 130
 
 
 class UserError(Exception):
     """What is wrong, with which value, and what would be right."""
+
+    exit_code = USAGE_ERROR
+
+
+class EnvError(UserError):
+    """An environment gave what nobody can learn from."""
+
+    exit_code = ENVIRONMENT_FAILED
+
+
+class NumericError(UserError):
+    """A loss or a gradient is not finite."""
+
+    exit_code = NUMBERS_FAILED
 
 
 def require(condition: bool, flag: str, value: object, right: str) -> None:
@@ -30,7 +46,7 @@ def reported() -> Iterator[None]:
     except UserError as error:
         let_rank_0_speak()
         print(f"error: {error}" if rank() == 0 else f"error on rank {rank()}: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         if rank() == 0:
             print("interrupted", file=sys.stderr)

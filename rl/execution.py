@@ -112,7 +112,8 @@ class _Specialised:
             return self.fast[signature](*args)
         self.fast[signature] = self.make()
         began_at = time.perf_counter()
-        result = self.fast[signature](*args)
+        with torch._dynamo.config.patch(trace_autograd_ops=True):  # a gradient step asks for gradients inside
+            result = self.fast[signature](*args)
         if self.execution is not None:
             self.execution.compile_seconds += time.perf_counter() - began_at
         return result

@@ -3,11 +3,10 @@
 import contextlib
 import functools
 import math
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.adam import Adam, adam
 
@@ -15,7 +14,7 @@ from rl.agent import Agent, call_with, weight_vector, weight_views
 from rl.distributed import Ranks
 from rl.distributions import Distribution
 from rl.execution import Execution
-from rl.learners.ppo import PPO, Metrics, Rows
+from rl.learners.learner import AnyLearner, Metrics
 
 BETAS, EPS = (0.9, 0.999), 1e-5
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by Lightning's names
@@ -34,6 +33,10 @@ class Weights:
         for name, parameter in policy.named_parameters():
             parameter.data, parameter.grad = views[name], gradients[name]
 
+    def keep_finite(self, norm: Tensor) -> None:
+        """Makes the gradient 0 if its norm is not finite, so that no such number gets into a weight."""
+        self.gradient.masked_fill_(~norm.isfinite(), 0)
+
 
 def make_adam(weights: Weights, learning_rate: float, *, fused: bool) -> Adam:
     """Adam (Kingma & Ba 2015) on the vector of all weights, with its state in place and a tensor as learning rate."""
@@ -50,6 +53,17 @@ def make_adam(weights: Weights, learning_rate: float, *, fused: bool) -> Adam:
     return optimizer
 
 
+def gradient_metrics(norm: Tensor, ranks: Ranks, *, scaled: bool) -> Metrics:
+    """What to log of a gradient that all ranks share.
+
+    With a scaled loss a norm that is not finite is no error: it says that fp16 overflowed. The step is then skipped,
+    and counts as norm 0.
+    """
+    finite = norm.isfinite()
+    skipped = (~finite).float() / ranks.size  # of which every rank counts its part
+    return {"Info/grad_norm": torch.where(finite, norm, 0.0) if scaled else norm, "Count/skipped_steps": skipped}
+
+
 class GradientStep:
     """A gradient step of one or two functions of tensors, compiled or captured, with one all-reduce between the two.
 
@@ -59,38 +73,37 @@ class GradientStep:
 
     def __init__(
         self,
-        learner: PPO,
+        learner: AnyLearner,
         policy: Agent,
         weights: Weights,
         optimizer: Adam,
         ranks: Ranks,
         execution: Execution,
-        *,
         autocast: torch.dtype | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        """`autocast` is what matrix products are computed in; fp16 wants a `scaler` of the loss too."""
+        """`autocast` is what matrix products are computed in; fp16 wants an enabled `scaler` of the loss too."""
         self.learner = learner
         self.policy = policy
         self.weights = weights
         self.optimizer = optimizer
         self.ranks = ranks
         self.autocast = autocast
-        self.scaler = scaler
+        self.scaler = scaler if scaler and scaler.is_enabled() else None
         self.one = torch.ones((), device=weights.vector.device)
         adam_state = optimizer.state[weights.vector]
         state = [weights.vector, weights.gradient, *adam_state.values()]
         self.add_gradient = execution.step(self._add_gradient, state=[weights.gradient])
         # The loss scaler keeps its own books, and is not compiled.
-        self.apply = self._apply_scaled if scaler else execution.step(self._apply, state=state)
+        self.apply = self._apply_scaled if self.scaler else execution.step(self._apply, state=state)
         self.whole = execution.step(self._whole, state=state)
 
-    def __call__(self, minibatch: Rows) -> Metrics:
+    def __call__(self, minibatch: Any) -> Metrics:
         """Changes the weights by a minibatch [b, ...]: what to log of it."""
         num_parts = self._num_parts(minibatch)
         if num_parts == 1 and self.ranks.size == 1 and self.scaler is None:
             return self.whole(minibatch)
-        parts = map(Rows._make, zip(*(field.tensor_split(num_parts) for field in minibatch), strict=True))
+        parts = map(type(minibatch)._make, zip(*(field.tensor_split(num_parts) for field in minibatch), strict=True))
         scale = self.scaler.scale(self.one) if self.scaler else self.one
         self.weights.gradient.zero_()
         metrics: Metrics = {}
@@ -101,20 +114,18 @@ class GradientStep:
         self.ranks.average(self.weights.gradient)
         return metrics | self.apply()
 
-    def _num_parts(self, minibatch: Rows) -> int:
+    def _num_parts(self, minibatch: Any) -> int:
         if minibatch.weight.device.type != "cpu":
             return 1
-        row_bytes = self.policy.critic.in_features * (2 if self.autocast else 4)
+        row_bytes = self.policy.critic.in_features * (2 if self.autocast else self.weights.vector.element_size())
         return math.ceil(len(minibatch.weight) / max(CACHE_BYTES // row_bytes, 256))
 
-    def _add_gradient(self, rows: Rows, scale: Tensor) -> Metrics:
-        gradient, metrics = grad(self._loss, has_aux=True)(self.weights.vector.detach(), rows, scale)
-        self.weights.gradient.add_(gradient)
-        return cast(Metrics, metrics)
-
-    def _loss(self, vector: Tensor, rows: Rows, scale: Tensor) -> tuple[Tensor, Metrics]:
+    def _add_gradient(self, rows: Any, scale: Tensor) -> Metrics:
+        vector = self.weights.vector.detach().requires_grad_()
         loss, metrics = self.learner.loss(functools.partial(self._agent, vector), rows)
-        return loss * scale, metrics
+        (gradient,) = torch.autograd.grad(loss * scale, vector)
+        self.weights.gradient.add_(gradient)
+        return metrics
 
     def _agent(self, vector: Tensor, obs: Tensor) -> tuple[Distribution, Tensor]:
         """The policy with these weights."""
@@ -125,6 +136,7 @@ class GradientStep:
     @torch.no_grad()
     def _apply(self) -> Metrics:
         norm = clip_grad_norm_([self.weights.vector], self.learner.max_grad_norm, foreach=False)
+        self.weights.keep_finite(norm)
         (group,), vector = self.optimizer.param_groups, self.weights.vector
         state = self.optimizer.state[vector]
         # `Adam.step` does the same, behind hooks that no compiler sees through.
@@ -145,17 +157,17 @@ class GradientStep:
             eps=EPS,
             maximize=False,
         )
-        return {"Info/grad_norm": norm}
+        return gradient_metrics(norm, self.ranks, scaled=False)
 
     def _apply_scaled(self) -> Metrics:
         assert self.scaler is not None
         self.scaler.unscale_(self.optimizer)
         norm = clip_grad_norm_([self.weights.vector], self.learner.max_grad_norm)
-        # A gradient that is not finite is no error here: it tells the scaler to skip the step.
-        self.scaler.step(self.optimizer)
+        self.weights.keep_finite(norm)
+        self.scaler.step(self.optimizer)  # or not, where `unscale_` found what is not finite
         self.scaler.update()
-        return {"Info/grad_norm": norm}
+        return gradient_metrics(norm, self.ranks, scaled=True)
 
-    def _whole(self, minibatch: Rows) -> Metrics:
+    def _whole(self, minibatch: Any) -> Metrics:
         self.weights.gradient.zero_()
         return self._add_gradient(minibatch, self.one) | self._apply()

@@ -38,3 +38,10 @@ def gae(
 
     _, flow = scan(step, Flow(torch.zeros_like(td_error[0])), (td_error, carried), Flow, reverse=True)
     return flow.advantage
+
+
+def returns_to_go(reward: Tensor, ended: Tensor, gamma: float) -> Tensor:
+    """The discounted sum [T, N] of rewards from each step to its episode's end, from tensors [T, N]."""
+    nothing = torch.zeros_like(reward)
+    # Without values to bootstrap from, and with lambda 1, an advantage is a return.
+    return gae(reward, nothing, nothing, terminated=ended, truncated=ended, gamma=gamma, gae_lambda=1.0)

@@ -77,6 +77,10 @@ class Collector:
         self.obs = envs.reset(seed, first_env)
         self.decide = execution.step(functools.partial(decide, policy))
 
+    def restart(self) -> None:
+        """Starts an episode in every environment, whatever became of the last."""
+        self.obs = self.envs.restart()
+
     def collect(self, num_steps: int) -> Rollout:
         """The rollout [T, N, ...] of the next T steps."""
         rows = []
@@ -102,6 +106,10 @@ class TensorCollector:
         self.play_step = execution.part(self._play_step)
         self.play = execution.loop(self._play)
 
+    def restart(self) -> None:
+        """Starts an episode in every environment, whatever became of the last."""
+        self.envs.state = self.envs.start(self.num_steps)
+
     def collect(self, num_steps: int) -> Rollout:
         """The rollout [T, N, ...] of the next T steps."""
         self.num_steps, self.envs.state, rollout = self.play(self.num_steps, self.envs.state, num_steps)
@@ -121,11 +129,43 @@ class TensorCollector:
         return after, row(obs, decision, step)
 
 
+AnyCollector = Collector | TensorCollector
+
+
 def make_collector(
     envs: Envs, policy: Agent, *, seed: int, first_env: int, execution: Execution | None = None
-) -> Collector | TensorCollector:
+) -> AnyCollector:
     """The collector for these environments; without an execution, it runs as it stands."""
     execution = execution or Execution()
     if isinstance(envs, TensorEnvs):
         return TensorCollector(envs, policy, seed=seed, first_env=first_env, execution=execution)
     return Collector(envs, policy, seed=seed, first_env=first_env, execution=execution)
+
+
+def collect_episodes(collector: AnyCollector, num_each: int, *, look_every: int, max_steps: int) -> Rollout:
+    """The next `num_each` whole episodes of every environment, from fresh starts on: a rollout [T, N, ...].
+
+    As many of each environment as of any other, since the first ones to end among all would be the short ones. What an
+    environment does after its last episode weighs 0 and says nothing of episodes, as does all of an episode that has
+    not ended after about `max_steps`.
+    """
+    collector.restart()
+    pieces = []
+    num_ended = torch.zeros(collector.envs.num_envs, device=collector.envs.device)
+    for _ in range(0, max_steps, look_every):
+        piece = collector.collect(look_every)
+        pieces.append(piece)
+        num_ended = num_ended + (piece.terminated | piece.truncated).sum(0)
+        if bool((num_ended >= num_each).all()):
+            break
+    rollout = Rollout(*map(torch.cat, zip(*pieces, strict=True)))
+    ended = rollout.terminated | rollout.truncated
+    ended_before = ended.cumsum(0) - ended.long()
+    whole = (ended_before < num_each) & (ended_before < num_ended)
+    return rollout._replace(
+        terminated=rollout.terminated & whole,
+        truncated=rollout.truncated & whole,
+        weight=rollout.weight * whole,
+        episode_return=rollout.episode_return * whole,
+        episode_length=rollout.episode_length * whole,
+    )

@@ -9,6 +9,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from rl.seeding import environment_seed
+
 Obs = np.ndarray
 
 
@@ -88,6 +90,26 @@ class RewardByContinuousAction(Probe):
         return 1 - float((action[0] - 0.5) ** 2)
 
 
+class NotANumber(Probe):
+    """The environment that is number 3 over all ranks sees one at its third step."""
+
+    length = 10
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
+        self.bad = seed == environment_seed(1, 3)
+        return super().reset(seed=seed, options=options)
+
+    def observe(self) -> Obs:
+        return np.float32([np.nan if self.bad and self.elapsed == 3 else 0.0])
+
+
+class HugeReward(Probe):
+    """Finite, but the square of a value's error is not."""
+
+    def reward(self, action: Any) -> float:
+        return 1e30
+
+
 class EndlessReward(Probe):
     """A time limit that the agent cannot see is no end: the value is that of rewards for ever."""
 
@@ -110,6 +132,8 @@ for probe, limit in (
     (RewardByAction, None),
     (RewardByActionAndObservation, None),
     (RewardByContinuousAction, None),
+    (NotANumber, None),
+    (HugeReward, None),
     (EndlessReward, 5),
 ):
     gym.register(f"{probe.__name__}-v0", entry_point=probe, max_episode_steps=limit)

@@ -7,7 +7,7 @@ import torch
 
 import train_torch
 from rl.command_line import parse
-from rl.config import Config
+from rl.config import CONFIGS
 from rl.distributions import Categorical
 from rl.run.checkpoint import load_agent
 from tests import probes  # noqa: F401 (registers them)
@@ -17,7 +17,7 @@ FLAGS = "--num-envs 16 --num-steps 16 --per-rank-batch-size 64 --total-timesteps
 
 def train(tmp_path: Path, env_id: str, *flags: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Values and action parameters of the trained agent at observations 0, 1 and -1."""
-    train_torch.main(parse([*FLAGS.split(), "--env-id", env_id, *flags], Config))
+    train_torch.main(parse([*FLAGS.split(), "--env-id", env_id, *flags], CONFIGS))
     (checkpoint,) = tmp_path.glob("logs/torch_logs/*/last.ckpt")
     with torch.no_grad():
         distribution, value = load_agent(checkpoint)(torch.tensor([[0.0], [1.0], [-1.0]]))

@@ -90,14 +90,21 @@ class TensorEnvs:
             Noise(seed, stream, first_env, self.num_envs, size, self.device) for stream, size in sizes.items()
         ]
         self.num_steps = torch.zeros((), dtype=torch.int64, device=self.device)
-        initial_noise, _ = self.draw(self.num_steps - 1, 1)
-        state = self.env.initial(initial_noise[0])
-        self.state = EnvState(
-            state,
+        return self.restart()
+
+    def restart(self) -> Tensor:
+        """The first observations [N, D] of further episodes, one in every environment, whatever became of the last."""
+        self.state = self.start(self.num_steps)
+        return self.observe(self.state)
+
+    def start(self, step: Tensor) -> EnvState:
+        """Episodes that all start before a step, as those would that end with the step before it."""
+        initial_noise, _ = self.draw(step - 1, 1)
+        return EnvState(
+            self.env.initial(initial_noise[0]),
             elapsed_steps=torch.zeros(self.num_envs, device=self.device),
             episode_return=torch.zeros(self.num_envs, device=self.device),
         )
-        return self.observe(self.state)
 
     def observe(self, state: EnvState) -> Tensor:
         """What the policy sees next [N, D] (float32)."""

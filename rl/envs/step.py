@@ -32,6 +32,9 @@ class Envs(Protocol):
     def reset(self, seed: int, first_env: int = 0) -> Tensor:
         """The first observations [N, D] (float32); `first_env` counts environments over all ranks."""
 
+    def restart(self) -> Tensor:
+        """The first observations [N, D] of further episodes, one in every environment, whatever became of the last."""
+
     def step(self, action: Tensor) -> Step:
         """Acts once: actions [N] or [N, A] as the policy sampled them, put into the environment's terms here."""
 

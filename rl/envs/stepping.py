@@ -73,7 +73,14 @@ class Stepper:
         seeds = [environment_seed(seed, first_env + i) for i in range(self.num_envs)]
         # A batched class of its own takes one seed for all; only Gymnasium's wrappers promise to take one each.
         one_each = isinstance(self.envs, SyncVectorEnv | AsyncVectorEnv)
-        obs, _ = self.envs.reset(seed=seeds if one_each else seeds[0])  # type: ignore[arg-type]
+        return self._reset(seeds if one_each else seeds[0])
+
+    def restart(self) -> Tensor:
+        """The first observations [N, D] of further episodes, one in every environment, whatever became of the last."""
+        return self._reset(None)
+
+    def _reset(self, seed: list[int] | int | None) -> Tensor:
+        obs, _ = self.envs.reset(seed=seed)  # type: ignore[arg-type]
         self.resetting[:] = False
         self.running_return[:] = self.running_length[:] = 0
         return self._tensor(np.array(obs, np.float32))

@@ -10,11 +10,18 @@ from torch import Tensor
 
 from rl.agent import Policy
 from rl.errors import require
+from rl.learners.learner import (
+    Learner,
+    Metrics,
+    normalised_weight,
+    standardised,
+    variance,
+    weighted_mean,
+    weighted_sums,
+)
 from rl.returns import gae
 from rl.rollout import Rollout, map_tensors
 from rl.seeding import Shuffle
-
-Metrics = dict[str, Tensor]
 
 
 class Estimates(NamedTuple):
@@ -22,7 +29,7 @@ class Estimates(NamedTuple):
 
     advantage: Tensor  # [T, N]
     target: Tensor  # [T, N], of the critic
-    sums: Tensor  # [6] float64: of ones, weights, and the weighted advantages and targets and their squares
+    sums: Tensor  # [6] float64, the `weighted_sums` of both
 
 
 class Rows(NamedTuple):
@@ -38,21 +45,13 @@ class Rows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PPO:
+class PPO(Learner[Estimates, Rows]):
     """Proximal policy optimisation."""
 
-    num_steps: int = 128
-    """Steps of each environment in a rollout."""
     per_rank_batch_size: int | None = None
     """Rows of a rank in a minibatch, at the most; a quarter of its rollout if not given."""
     update_epochs: int = 4
     """How many times an update visits each row."""
-    learning_rate: float = 3e-3
-    """Adam's step size at the start."""
-    anneal_lr: bool = True
-    """Lower the learning rate linearly towards 0 over the run."""
-    gamma: float = 0.95
-    """Discount factor."""
     gae_lambda: float = 0.95
     """Lambda of the generalised advantage estimate."""
     normalize_advantages: bool = True
@@ -65,15 +64,13 @@ class PPO:
     """Weight of the entropy bonus in the loss."""
     vf_coef: float = 0.5
     """Weight of the value loss (mean squared error) in the loss."""
-    max_grad_norm: float = 0.5
-    """Norm to which longer gradients are shortened."""
     target_kl: float | None = None
     """End an update after the minibatch whose approximate KL divergence, over all ranks, exceeds 1.5 times this."""
 
     def check(self, rows_per_rank: int) -> None:
         """Raises `UserError` for a value that cannot work where a rank learns from so many rows."""
+        super().check(rows_per_rank)
         batch_size = self.per_rank_batch_size
-        require(self.num_steps >= 1, "--num-steps", self.num_steps, "must be at least 1")
         require(batch_size is None or batch_size >= 1, "--per-rank-batch-size", batch_size, "must be at least 1")
         require(
             batch_size is None or batch_size <= rows_per_rank,
@@ -83,24 +80,14 @@ class PPO:
             " must be at most that",
         )
         require(self.update_epochs >= 1, "--update-epochs", self.update_epochs, "must be at least 1")
-        for flag, value in (("--gamma", self.gamma), ("--gae-lambda", self.gae_lambda)):
-            require(0 <= value <= 1, flag, value, "must lie between 0 and 1")
+        require(0 <= self.gae_lambda <= 1, "--gae-lambda", self.gae_lambda, "must lie between 0 and 1")
         for flag, value in (("--ent-coef", self.ent_coef), ("--vf-coef", self.vf_coef)):
             require(0 <= value < math.inf, flag, value, "must be a finite number, at least 0")
-        for flag, positive in (
-            ("--learning-rate", self.learning_rate),
-            ("--clip-coef", self.clip_coef),
-            ("--max-grad-norm", self.max_grad_norm),
-            ("--target-kl", self.target_kl),
-        ):
+        for flag, positive in (("--clip-coef", self.clip_coef), ("--target-kl", self.target_kl)):
             require(positive is None or 0 < positive < math.inf, flag, positive, "must be a finite number above 0")
 
-    def learning_rate_at(self, progress: float) -> float:
-        """The learning rate after this fraction of the run."""
-        return self.learning_rate * (1 - progress) if self.anneal_lr else self.learning_rate
-
     def estimate(self, policy: Policy, rollout: Rollout) -> Estimates:
-        """What a rollout's rewards say of its actions and states: a function of tensors."""
+        """Advantages, and targets for the critic."""
         _, next_value = policy(rollout.next_obs)
         advantage = gae(
             rollout.reward,
@@ -112,36 +99,30 @@ class PPO:
             gae_lambda=self.gae_lambda,
         )
         target = advantage + rollout.value
-        w, a, y = (field.double() for field in (rollout.weight, advantage, target))
-        sums = torch.stack([x.sum() for x in (torch.ones_like(w), w, w * a, w * a * a, w * y, w * y * y)])
-        return Estimates(advantage, target, sums)
+        return Estimates(advantage, target, weighted_sums(rollout.weight, advantage, target))
 
     def prepare(
         self, rollout: Rollout, estimates: Estimates, sum_over_ranks: Callable[[Tensor], Tensor]
     ) -> tuple[Rows, Metrics]:
         """A rollout's rows [T·N, ...]. Moments and weights are those of all ranks, by one sum over them."""
-        count, weights, *sums = sum_over_ranks(estimates.sums).unbind()
-        mean, square_mean, target_mean, target_square_mean = (total / weights for total in sums)
-        variance = square_mean - mean**2
-        metrics = {
-            # The critic's error, target - value, is the advantage.
-            "Info/explained_variance": (1 - variance / (target_square_mean - target_mean**2)).float()
-        }
+        num_ranks, total, *moments = sum_over_ranks(estimates.sums).unbind()
+        advantage_moments, target_moments = moments[:2], moments[2:]
+        # The critic's error, target - value, is the advantage.
+        unexplained = variance(total, *advantage_moments) / variance(total, *target_moments)
         advantage = estimates.advantage
         if self.normalize_advantages:
-            std = (variance * weights / (weights - 1).clamp(min=1)).clamp(min=0).sqrt()
-            advantage = (advantage - mean.float()) / (std.float() + 1e-8)
-        weight = rollout.weight * (count / weights).float()
-        fields = (
+            advantage = standardised(advantage, total, *advantage_moments)
+        rows = Rows(
             rollout.obs,
             rollout.action,
             rollout.log_prob,
             rollout.value,
             advantage,
             estimates.target,
-            weight,
+            normalised_weight(rollout.weight, num_ranks, total),
         )
-        return map_tensors(lambda field: field.flatten(0, 1), Rows(*fields)), metrics
+        metrics = {"Info/explained_variance": (1 - unexplained).float()}
+        return map_tensors(lambda field: field.flatten(0, 1), rows), metrics
 
     def minibatches(self, rows: Rows, shuffle: Shuffle) -> Iterator[Rows]:
         """Every epoch's rows in a new order, in minibatches of almost equal size: as many of them on every rank."""
@@ -150,6 +131,10 @@ class PPO:
             shuffled = map_tensors(lambda field, order=order: field[order], rows)  # type: ignore[misc]
             num_minibatches = self.num_minibatches(len(order))
             yield from map(Rows._make, zip(*(f.tensor_split(num_minibatches) for f in shuffled), strict=True))
+
+    def work(self, num_rows: int) -> tuple[int, int]:
+        """The gradient steps of an update after a rank's so many rows, and the number of rows that they see in all."""
+        return self.update_epochs * self.num_minibatches(num_rows), self.update_epochs * num_rows
 
     def num_minibatches(self, num_rows: int) -> int:
         """Number of minibatches in an epoch over so many rows of a rank."""
@@ -197,8 +182,3 @@ def squared_error(value: Tensor, old_value: Tensor, target: Tensor, clip: float 
     if clip is None:
         return error
     return torch.maximum(error, (old_value + (value - old_value).clamp(-clip, clip) - target).square())
-
-
-def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """The mean of values [b] whose weights are 1 on average over all minibatches of all ranks."""
-    return (values * weight).mean()

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,7 +71,7 @@ class Averages:
         self.records: dict[tuple[str, ...], list[tuple[Tensor | float, ...]]] = {}
 
     def add(self, metrics: Mapping[str, Tensor | float], count: Tensor | float = 1.0) -> None:
-        """Adds sums over `count` things each; every rank must add the same names."""
+        """Adds sums over `count` things each; every rank must add the same names. A `Count/…` is not averaged."""
         self.records.setdefault(tuple(metrics), []).append((count, *metrics.values()))
 
     @contextlib.contextmanager
@@ -84,12 +85,14 @@ class Averages:
         """The means since the last call, without those of nothing; one reduction and one transfer to the host."""
         totals = torch.cat([self._total(records) for records in self.records.values()])
         values = iter(self.ranks.sum(totals).tolist())
-        means = {}
+        means: dict[str, float] = {}
         for names in self.records:
             count = next(values)
             sums = {name: next(values) for name in names}
+            counts = {name: total for name, total in sums.items() if name.startswith("Count/")}
+            means |= counts
             if count > 0:
-                means.update({name: total / count for name, total in sums.items()})
+                means |= {name: total / count for name, total in sums.items() if name not in counts}
         self.records = {}
         return means
 
@@ -104,27 +107,50 @@ class Averages:
         return torch.stack([column.double().sum() for column in columns])
 
 
-class Progress:
-    """A progress bar in a terminal; some ten plain lines elsewhere."""
+class Episodes:
+    """How many episodes have ended, and what the last hundred or so returned."""
 
-    def __init__(self, total_steps: int) -> None:
+    def __init__(self) -> None:
+        """None so far."""
+        self.number = 0
+        self.recent: deque[tuple[int, float]] = deque()
+
+    def add(self, number: int, mean_return: float) -> None:
+        """Counts further episodes, and forgets old ones where a hundred are left without them."""
+        self.number += number
+        self.recent.append((number, mean_return))
+        while sum(n for n, _ in self.recent) - self.recent[0][0] >= 100:
+            self.recent.popleft()
+
+    def mean_return(self) -> float:
+        """Of the last hundred, or a few more that ended together with them; not a number if there was none."""
+        total = sum(number * value for number, value in self.recent)
+        return total / number if (number := sum(n for n, _ in self.recent)) else float("nan")
+
+
+class Progress:
+    """A progress bar in a terminal; plain lines elsewhere, some ten of them or one after so many episodes."""
+
+    def __init__(self, total_steps: int, report_episodes: int | None = None) -> None:
         """`total_steps` of all ranks."""
         self.total_steps = total_steps
-        self.next_line = 0.1
-        self.mean_return = float("nan")
+        self.report_episodes = report_episodes
+        self.num_lines = 0
         self.bar = tqdm(total=total_steps, unit=" steps", unit_scale=True) if sys.stderr.isatty() else None
 
-    def show(self, step: int, metrics: Mapping[str, float]) -> None:
+    def show(self, step: int, episodes: Episodes, steps_per_second: float) -> None:
         """Shows how far the run is, the mean return of the episodes that ended last, and the speed."""
-        self.mean_return = metrics.get("Rewards/rew_avg", self.mean_return)
-        text = f"return {self.mean_return:.2f}"
+        text = f"return {episodes.mean_return():.2f}"
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(step - self.bar.n)
-        elif step >= self.next_line * self.total_steps:
-            self.next_line = (10 * step // self.total_steps + 1) / 10
-            speed = metrics["Time/step_per_second"]
-            print(f"{step:,} of {self.total_steps:,} steps, {text}, {speed:,.0f} steps/s", flush=True)
+            return
+        every, now = self.report_episodes, f"{step:,} of {self.total_steps:,} steps"
+        num_lines = episodes.number // every if every else 10 * step // self.total_steps
+        if num_lines > self.num_lines:
+            self.num_lines = num_lines
+            now = f"{episodes.number:,} episodes, {now}" if every else now
+            print(f"{now}, {text}, {steps_per_second:,.0f} steps/s", flush=True)
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

@@ -23,6 +23,11 @@ from tests.programs.launch import ROOT, agent_of, fabric, hyperparameters, run_f
 OPTIMUM = 198.970171
 TAGS = {
     "Rewards/rew_avg",
+    "Rewards/last_100_episodes",
+    "Count/steps",
+    "Count/episodes",
+    "Count/bad_rows",
+    "Count/skipped_steps",
     "Game/ep_len_avg",
     "Loss/policy_loss",
     "Loss/value_loss",

@@ -10,7 +10,7 @@ import torch
 import rl
 from rl.agent import Agent, Network
 from rl.command_line import parse
-from rl.config import Config
+from rl.config import CONFIGS
 from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
 from rl.run.checkpoint import save_checkpoint
 from rl.run.evaluation import act
@@ -19,7 +19,7 @@ FLAGS = ["--hidden-size", "8", "--hidden-layers", "1", "--no-shared-encoder", "-
 
 
 def saved(tmp_path: Path, spaces: Spaces) -> tuple[Path, Agent]:
-    config = parse(FLAGS, Config)
+    config = parse(FLAGS, CONFIGS)
     agent = Agent(spaces, config.network)
     save_checkpoint(tmp_path / "last.ckpt", agent, config.to_dict())
     return tmp_path / "last.ckpt", agent

@@ -1,11 +1,14 @@
 """What is shown: scalars in TensorBoard, plain lines outside a terminal."""
 
+import math
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rl.run.logger import Progress, TensorBoardWriter
+from rl.distributed import Ranks
+from rl.run.logger import Averages, Episodes, Progress, TensorBoardWriter
 
 
 def test_scalars_and_hyperparameters_are_in_one_event_file(tmp_path: Path) -> None:
@@ -29,15 +32,47 @@ def test_nothing_is_opened_before_something_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "folder").exists()
 
 
+def ended(number: int, mean_return: float) -> Episodes:
+    episodes = Episodes()
+    episodes.add(number, mean_return)
+    return episodes
+
+
 @pytest.mark.parametrize(("num_updates", "num_lines"), [(100, 10), (7, 7), (1, 1)])
 def test_outside_a_terminal_there_are_few_lines(
     num_updates: int, num_lines: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     progress = Progress(8 * num_updates)
-    progress.show(0, {"Rewards/rew_avg": 3.0, "Time/step_per_second": 5.0})
+    progress.show(0, ended(1, 3.0), 5.0)
     for update in range(num_updates):
-        progress.show(8 * (update + 1), {"Time/step_per_second": 12345.6})
+        progress.show(8 * (update + 1), ended(1, 3.0), 12345.6)
     progress.close()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == num_lines
     assert lines[-1] == f"{8 * num_updates} of {8 * num_updates} steps, return 3.00, 12,346 steps/s"
+
+
+def test_a_line_comes_after_so_many_episodes_each_time(capsys: pytest.CaptureFixture[str]) -> None:
+    progress, episodes = Progress(1000, report_episodes=100), Episodes()
+    for update in range(10):
+        episodes.add(45, float(update))
+        progress.show(100 * (update + 1), episodes, 7.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" episodes")[0] for line in lines] == ["135", "225", "315", "405"]
+    assert lines[0] == "135 episodes, 300 of 1,000 steps, return 1.00, 7 steps/s"
+
+
+def test_the_mean_return_is_that_of_the_last_hundred_episodes_or_a_few_more() -> None:
+    episodes = Episodes()
+    assert math.isnan(episodes.mean_return())
+    for number, value in ((1000, 5.0), (60, 1.0), (0, 0.0), (30, 2.0), (40, 4.0)):
+        episodes.add(number, value)
+    assert episodes.number == 1130
+    assert episodes.mean_return() == pytest.approx((60 * 1 + 30 * 2 + 40 * 4) / 130)
+
+
+def test_counts_are_sums_over_an_update_while_the_rest_are_means() -> None:
+    averages = Averages(torch.device("cpu"), Ranks())
+    for number in (3.0, 5.0):
+        averages.add({"Count/episodes": torch.tensor(number), "Loss/policy_loss": number})
+    assert averages.take() == {"Count/episodes": 8.0, "Loss/policy_loss": 4.0}

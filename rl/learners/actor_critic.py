@@ -1,0 +1,136 @@
+"""An actor-critic that learns from a replay buffer, by one-step V-trace (Espeholt et al. 2018)."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rl.agent import Policy
+from rl.errors import require
+from rl.learners.learner import Learner, Metrics, normalised_weight, standardised, weighted_mean, weighted_sums
+from rl.learners.replay import Replay
+from rl.rollout import Rollout, map_tensors
+from rl.seeding import Shuffle
+
+
+class Sums(NamedTuple):
+    """What `ActorCritic.estimate` finds in a rollout."""
+
+    sums: Tensor  # [2] float64, the `weighted_sums` of nothing else
+
+
+class Transitions(NamedTuple):
+    """What the actor-critic learns from; every field is [B, ...]."""
+
+    obs: Tensor
+    action: Tensor
+    log_prob: Tensor  # of the policy that acted
+    reward: Tensor
+    next_obs: Tensor  # where the action led, an ended episode's last observation included
+    terminated: Tensor
+    weight: Tensor  # 0 for rows to leave out; 1 on average over all ranks
+
+
+@dataclass(frozen=True)
+class ActorCritic(Learner[Sums, Transitions]):
+    """Actor-critic with a replay buffer."""
+
+    num_steps: int = 16
+    learning_rate: float = 1e-3
+    gamma: float = 0.99
+    per_rank_batch_size: int = 64
+    """Rows that a rank draws from its replay buffer for a gradient step."""
+    updates_per_collection: int = 2
+    """Gradient steps after each rollout."""
+    buffer_size: int = 10_000
+    """Transitions that each rank's replay buffer keeps."""
+    rho_clip: float = 2.0
+    """Largest weight of an action that the present policy prefers to the one that acted."""
+    normalize_advantages: bool = True
+    """Give the advantages of a minibatch mean 0 and standard deviation 1, each as often as its action is taken now."""
+    ent_coef: float = 0.05
+    """Weight of the entropy bonus in the loss."""
+    vf_coef: float = 0.005
+    """Weight of the value loss (mean squared error) in the loss."""
+
+    def check(self, rows_per_rank: int) -> None:
+        """Raises `UserError` for a value that cannot work."""
+        super().check(rows_per_rank)
+        for flag, value in (
+            ("--per-rank-batch-size", self.per_rank_batch_size),
+            ("--updates-per-collection", self.updates_per_collection),
+            ("--buffer-size", self.buffer_size),
+        ):
+            require(value >= 1, flag, value, "must be at least 1")
+        for name, coefficient in (("--ent-coef", self.ent_coef), ("--vf-coef", self.vf_coef)):
+            require(0 <= coefficient < math.inf, name, coefficient, "must be a finite number, at least 0")
+        require(0 < self.rho_clip < math.inf, "--rho-clip", self.rho_clip, "must be a finite number above 0")
+
+    @functools.cached_property
+    def replay(self) -> Replay[Transitions]:
+        """This rank's replay buffer."""
+        return Replay(self.buffer_size)
+
+    def estimate(self, policy: Policy, rollout: Rollout) -> Sums:
+        """Nothing but weights: a value of the present critic would be old when it is drawn."""
+        return Sums(weighted_sums(rollout.weight))
+
+    def prepare(
+        self, rollout: Rollout, estimates: Sums, sum_over_ranks: Callable[[Tensor], Tensor]
+    ) -> tuple[Transitions, Metrics]:
+        """A rollout's transitions [T·N, ...]."""
+        num_ranks, total = sum_over_ranks(estimates.sums).unbind()
+        rows = Transitions(
+            rollout.obs,
+            rollout.action,
+            rollout.log_prob,
+            rollout.reward,
+            rollout.next_obs,
+            rollout.terminated,
+            normalised_weight(rollout.weight, num_ranks, total),
+        )
+        return map_tensors(lambda field: field.flatten(0, 1), rows), {}
+
+    def minibatches(self, rows: Transitions, shuffle: Shuffle) -> Iterator[Transitions]:
+        """Keeps the new transitions, and draws from all that are kept."""
+        self.replay.add(rows)
+        for _ in range(self.updates_per_collection):
+            yield self.replay.sample(self.per_rank_batch_size, shuffle.generator)
+
+    def work(self, num_rows: int) -> tuple[int, int]:
+        """The gradient steps of an update, and the number of rows that they see in all."""
+        return self.updates_per_collection, self.updates_per_collection * self.per_rank_batch_size
+
+    def loss(self, agent: Policy, rows: Transitions) -> tuple[Tensor, Metrics]:
+        """V-trace's losses with n = 1: of actor, critic and entropy (Espeholt et al. 2018, section 4.2).
+
+        Each transition counts by how much likelier its action is now than when it was taken, clipped at `rho_clip`.
+        """
+        num_rows = len(rows.obs)
+        both, values = agent(torch.cat([rows.obs, rows.next_obs]))
+        distribution = map_tensors(lambda field: field[:num_rows], both)
+        value, next_value = values[:num_rows], values[num_rows:].detach()
+        log_prob = distribution.log_prob(rows.action)
+        rho = (log_prob.detach() - rows.log_prob).exp().clamp(max=self.rho_clip)
+        # Termination cuts the bootstrap, truncation does not.
+        td_error = rows.reward + self.gamma * next_value * ~rows.terminated - value
+        advantage = td_error.detach()
+        if self.normalize_advantages:
+            # An error that all values share is no reason to repeat what was done: with clipped weights it would be.
+            weight = rows.weight * rho
+            advantage = standardised(advantage, *weighted_sums(weight, advantage)[1:])
+        policy_loss = -weighted_mean(rho * advantage * log_prob, rows.weight)
+        value_loss = weighted_mean(rho * td_error.square(), rows.weight)
+        entropy_loss = -weighted_mean(distribution.entropy(), rows.weight)
+        loss = policy_loss + self.vf_coef * value_loss + self.ent_coef * entropy_loss
+        metrics = {
+            "Loss/policy_loss": policy_loss.detach(),
+            "Loss/value_loss": value_loss.detach(),
+            "Loss/entropy_loss": entropy_loss.detach(),
+            "Info/rho": weighted_mean(rho, rows.weight),
+        }
+        return loss, metrics

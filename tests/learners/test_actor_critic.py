@@ -1,0 +1,134 @@
+"""The actor-critic's losses against exact expectations and worked examples, and its memory."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rl.distributions import Categorical, Distribution
+from rl.learners.actor_critic import ActorCritic, Transitions
+from rl.rollout import Rollout
+from rl.seeding import Shuffle
+
+NUM_STATES, NUM_ACTIONS = 3, 2
+
+
+class Table(nn.Module):
+    """An agent whose logits and values are a table by state, which an observation names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.logits = nn.Parameter(torch.randn(NUM_STATES, NUM_ACTIONS, generator=generator))
+        self.values = nn.Parameter(torch.randn(NUM_STATES, generator=generator))
+
+    def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
+        state = obs[:, 0].long()
+        return Categorical.from_logits(self.logits[state]), self.values[state]
+
+
+def rows(**fields: list[float]) -> Transitions:
+    size = len(fields["obs"])
+    like = {"action": [0], "log_prob": [math.log(0.5)], "reward": [0.0], "terminated": [False], "weight": [1.0]}
+    filled = {name: torch.tensor(fields.get(name, value * size)) for name, value in like.items()}
+    obs, next_obs = (torch.tensor(fields[name], dtype=torch.float32)[:, None] for name in ("obs", "next_obs"))
+    return Transitions(obs=obs, next_obs=next_obs, **filled)
+
+
+def gradients(learner: ActorCritic, agent: Table, batch: Transitions) -> tuple[Tensor, Tensor]:
+    loss, _ = learner.loss(agent, batch)
+    return torch.autograd.grad(loss, [agent.logits, agent.values])
+
+
+def test_old_actions_give_the_gradient_of_the_present_policy() -> None:
+    # All actions of a state, each as often as the policy that acted would have taken it.
+    agent, behaviour = Table(), torch.tensor([0.8, 0.2])
+    reward, after = torch.tensor([1.0, 3.0]), [1, 2]
+    learner = ActorCritic(gamma=0.9, rho_clip=100.0, vf_coef=1.0, ent_coef=0.0, normalize_advantages=False)
+    batch = rows(
+        obs=[0, 0],
+        next_obs=after,
+        action=[0, 1],
+        log_prob=behaviour.log().tolist(),
+        reward=reward.tolist(),
+        weight=(2 * behaviour).tolist(),  # the loss is a mean
+    )
+    actor, critic = gradients(learner, agent, batch)
+    with torch.no_grad():
+        policy = torch.softmax(agent.logits[0], 0)
+        advantage = reward + 0.9 * agent.values[after] - agent.values[0]
+        # The derivative of log-softmax; both expectations are over the present policy.
+        score = torch.eye(2) - policy
+        expected_actor = -(policy * advantage) @ score
+        expected_critic = -2 * (policy * advantage).sum()
+    assert torch.allclose(actor[0], expected_actor, atol=1e-6)
+    assert critic[0].item() == pytest.approx(expected_critic.item(), abs=1e-6)
+    assert not actor[1:].any() and not critic[1:].any()  # the successor's value is a target, not learned here
+
+
+def test_an_error_that_all_values_share_moves_no_policy() -> None:
+    agent = Table()
+    batch = rows(obs=[0, 0, 1], next_obs=[1, 2, 2], action=[0, 1, 1], reward=[1.0, 3.0, 2.0])
+    before = gradients(ActorCritic(), agent, batch)[0]
+    with torch.no_grad():
+        agent.values += 50.0
+    assert torch.allclose(gradients(ActorCritic(), agent, batch)[0], before, atol=1e-4)
+
+
+def test_the_weight_of_an_action_is_clipped() -> None:
+    agent = Table()
+    learner = ActorCritic(rho_clip=1.0, normalize_advantages=False)
+    unlikely = rows(obs=[0], next_obs=[1], action=[0], log_prob=[-20.0], reward=[1.0])
+    likely = unlikely._replace(log_prob=torch.log_softmax(agent.logits, 1)[0, :1].detach())
+    for ours, on_policy in zip(gradients(learner, agent, unlikely), gradients(learner, agent, likely), strict=True):
+        assert torch.allclose(ours, on_policy, atol=1e-6)
+
+
+def test_termination_cuts_the_bootstrap_and_truncation_does_not() -> None:
+    agent, learner = Table(), ActorCritic(gamma=0.5, rho_clip=1.0)
+    values = agent.values.tolist()
+    for terminated, target in ((False, 2 + 0.5 * values[1]), (True, 2.0)):
+        batch = rows(obs=[0], next_obs=[1], reward=[2.0], terminated=[terminated])
+        rho = min(1.0, torch.softmax(agent.logits, 1)[0, 0].item() / 0.5)
+        _, metrics = learner.loss(agent, batch)
+        assert metrics["Loss/value_loss"].item() == pytest.approx(rho * (target - values[0]) ** 2, rel=1e-5)
+
+
+def test_a_row_of_weight_0_is_as_good_as_absent() -> None:
+    agent, learner = Table(), ActorCritic(ent_coef=0.0, normalize_advantages=False)
+    alone = rows(obs=[0], next_obs=[1], reward=[2.0])
+    beside = rows(obs=[0, 2], next_obs=[1, 2], reward=[2.0, 99.0], weight=[2.0, 0.0])
+    for ours, theirs in zip(gradients(learner, agent, alone), gradients(learner, agent, beside), strict=True):
+        assert torch.allclose(ours, theirs)
+
+
+def test_an_update_draws_so_many_batches_from_what_was_kept() -> None:
+    learner = ActorCritic(per_rank_batch_size=5, updates_per_collection=3, buffer_size=4)
+    numbers = [float(number) for number in range(6)]
+    batches = list(learner.minibatches(rows(obs=numbers, next_obs=numbers), Shuffle(1, 0, 1, shared=False)))
+    assert [len(batch.obs) for batch in batches] == [5, 5, 5]
+    drawn = torch.cat([batch.obs[:, 0] for batch in batches])
+    assert set(drawn.tolist()) <= {2.0, 3.0, 4.0, 5.0} and len(drawn.unique()) > 1
+    assert learner.work(6) == (3, 15)
+
+
+def test_ranks_draw_different_rows() -> None:
+    numbers = [float(number) for number in range(100)]
+    drawn = []
+    for rank in range(2):
+        learner = ActorCritic(updates_per_collection=1)
+        (batch,) = learner.minibatches(rows(obs=numbers, next_obs=numbers), Shuffle(1, rank, 2, shared=False))
+        drawn.append(batch.obs)
+    assert not torch.equal(*drawn)
+
+
+def test_transitions_are_those_of_the_rollout() -> None:
+    generator = torch.Generator().manual_seed(2)
+    fields = {name: torch.rand(4, 3, generator=generator) for name in Rollout._fields}
+    obs = {name: torch.rand(4, 3, 2, generator=generator) for name in ("obs", "next_obs")}
+    rollout = Rollout(**(fields | obs | {"weight": torch.ones(4, 3)}))
+    learner = ActorCritic()
+    transitions, _ = learner.prepare(rollout, learner.estimate(Table(), rollout), lambda sums: sums)
+    for name in Transitions._fields:
+        assert torch.equal(getattr(transitions, name), getattr(rollout, name).flatten(0, 1)), name

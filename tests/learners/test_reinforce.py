@@ -1,0 +1,137 @@
+"""REINFORCE: its gradient against the analytic one, its returns, and that it learns from whole episodes only."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rl.agent import Agent, Network
+from rl.config import CONFIGS
+from rl.distributions import Categorical, Distribution
+from rl.envs.stepping import EnvConfig, make_envs
+from rl.learners.reinforce import Reinforce, Rows
+from rl.returns import returns_to_go
+from rl.rollout import Rollout, collect_episodes, make_collector
+
+
+class Bandit(nn.Module):
+    """An agent that sees nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([0.3, -0.4]))
+
+    def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
+        return Categorical.from_logits(self.logits.expand(len(obs), 2)), obs[:, 0]
+
+
+def pulled(action: Tensor, reward: Tensor) -> Rollout:
+    """Episodes of one step each."""
+    zeros, ones = torch.zeros_like(reward), torch.ones_like(reward)
+    ended = ones.bool()
+    obs = zeros[..., None]
+    return Rollout(obs, obs, action, zeros, zeros, reward, ended, ~ended, ones, reward, ones)
+
+
+def rows_of(learner: Reinforce, agent: nn.Module, rollout: Rollout) -> Rows:
+    with torch.no_grad():
+        return learner.prepare(rollout, learner.estimate(agent, rollout), lambda sums: sums)[0]
+
+
+def test_the_gradient_on_a_two_armed_bandit_is_the_analytic_one() -> None:
+    # Both arms, weighted as often as the policy pulls them: the mean is the expectation.
+    bandit, payoff = Bandit(), torch.tensor([1.0, 3.0])
+    probability = torch.softmax(bandit.logits.detach(), 0)
+    learner = Reinforce(normalize_returns=False)
+    action = torch.tensor([[0, 1]])
+    rollout = pulled(action, payoff[action])._replace(weight=probability[action])
+    learner.loss(bandit, rows_of(learner, bandit, rollout))[0].backward()
+    # d E[payoff] / d logit_a = p_a (payoff_a - E[payoff]).
+    expected = probability * (payoff - probability @ payoff)
+    assert torch.allclose(-bandit.logits.grad, expected, atol=1e-6)
+
+
+def test_a_baseline_leaves_the_expected_gradient_as_it_is() -> None:
+    gradients = []
+    for baseline in (False, True):
+        bandit, payoff = Bandit(), torch.tensor([1.0, 3.0])
+        probability = torch.softmax(bandit.logits.detach(), 0)
+        learner = Reinforce(normalize_returns=False, baseline=baseline)
+        action = torch.tensor([[0, 1]])
+        rollout = pulled(action, payoff[action])._replace(weight=probability[action], value=torch.full((1, 2), 1.7))
+        learner.loss(bandit, rows_of(learner, bandit, rollout))[0].backward()
+        gradients.append(bandit.logits.grad)
+    assert torch.allclose(*gradients, atol=1e-6)
+
+
+def test_returns_to_go_are_discounted_sums_to_the_episodes_end() -> None:
+    generator = torch.Generator().manual_seed(1)
+    reward, ended = torch.rand(20, 3, generator=generator), torch.rand(20, 3, generator=generator) < 0.2
+    ours = returns_to_go(reward, ended, 0.9)
+    for env in range(3):
+        for start in range(20):
+            total, discount = 0.0, 1.0
+            for t in range(start, 20):
+                total, discount = total + discount * reward[t, env].item(), discount * 0.9
+                if ended[t, env]:
+                    break
+            assert ours[start, env].item() == pytest.approx(total, rel=1e-5)
+
+
+def test_normalised_returns_have_mean_0_and_deviation_1_over_the_rows_that_count() -> None:
+    action = torch.tensor([[0, 1, 0, 1]])
+    rollout = pulled(action, torch.tensor([[1.0, 2.0, 6.0, 99.0]]))._replace(weight=torch.tensor([[1.0, 1, 1, 0]]))
+    rows = rows_of(Reinforce(), Bandit(), rollout)
+    counted = rows.advantage[:3]
+    assert counted.mean().item() == pytest.approx(0, abs=1e-6) and counted.std().item() == pytest.approx(1, abs=1e-6)
+    assert rows.weight.tolist() == pytest.approx([4 / 3] * 3 + [0])
+
+
+@pytest.mark.parametrize("backend", ["gymnasium", "tensor"])
+@pytest.mark.parametrize("num_each", [1, 3])
+def test_every_environment_gives_as_many_whole_episodes(backend: str, num_each: int) -> None:
+    envs = make_envs(EnvConfig("CartPole-v1", num_envs=4, env_backend=backend))
+    torch.manual_seed(0)
+    collector = make_collector(envs, Agent(envs.spaces, Network()), seed=1, first_env=0)
+    with torch.no_grad():
+        collector.collect(5)  # in the middle of an episode
+        rollout = collect_episodes(collector, num_each, look_every=8, max_steps=10_000)
+    ended = rollout.terminated | rollout.truncated
+    assert ended.sum(0).tolist() == [num_each] * 4
+    for env in range(4):
+        own = ended[:, env]
+        # From the first step on, and not one more; a reward of 1 a step makes a return a length.
+        assert rollout.weight[:, env].sum() == rollout.episode_length[own, env].sum()
+        assert not rollout.weight[own.nonzero().max() + 1 :, env].any()
+        assert torch.equal(rollout.episode_return[own, env], rollout.episode_length[own, env])
+    assert rollout.obs[0].abs().max() <= 0.05  # where CartPole starts
+
+
+def test_further_episodes_start_elsewhere() -> None:
+    for backend in ("gymnasium", "tensor"):
+        envs = make_envs(EnvConfig("CartPole-v1", num_envs=2, env_backend=backend))
+        collector = make_collector(envs, Agent(envs.spaces, Network()), seed=1, first_env=0)
+        with torch.no_grad():
+            starts = [collect_episodes(collector, 1, look_every=8, max_steps=1000).obs[0] for _ in range(3)]
+        assert len({tuple(start.flatten().tolist()) for start in starts}) == 3
+
+
+def test_an_episode_that_does_not_end_is_left_out() -> None:
+    envs = make_envs(EnvConfig("CustomEnv-v0", num_envs=2))
+    collector = make_collector(envs, Agent(envs.spaces, Network()), seed=1, first_env=0)
+    with torch.no_grad():
+        rollout = collect_episodes(collector, 1, look_every=2, max_steps=4)
+    assert not (rollout.terminated | rollout.truncated).any()  # to leave the track takes more than 4 steps
+    rows = rows_of(Reinforce(), collector.policy, rollout)
+    assert not rows.weight.any() and rows.advantage.isfinite().all()
+
+
+def test_an_update_is_one_step_on_all_rows() -> None:
+    rows = rows_of(Reinforce(), Bandit(), pulled(torch.tensor([[0, 1]]), torch.tensor([[1.0, 2.0]])))
+    assert [batch is rows for batch in Reinforce().minibatches(rows, None)] == [True]
+
+
+def test_the_network_of_the_textbook() -> None:
+    config = CONFIGS["reinforce"]
+    agent = Agent(make_envs(config.env).spaces, config.network)
+    parameters = (*agent.encoder.parameters(), *agent.actor.parameters())
+    assert [tuple(parameter.shape) for parameter in parameters] == [(128, 4), (128,), (2, 128), (2,)]

@@ -1,0 +1,60 @@
+"""The learners beside PPO, low precision, and numbers that are not finite, in the programs."""
+
+import re
+
+import pytest
+import torch
+
+from tests.programs.launch import agent_of, fabric, run_folder, scalars, succeeded, torchrun
+
+
+def test_the_actor_critic_learns_custom_env_on_two_ranks_and_reports_by_episodes() -> None:
+    flags = "actor-critic --env-backend tensor --total-episodes 700 --updates-per-collection 4 --execution eager"
+    output = succeeded(fabric(*flags.split()))
+    reports = [int(n.replace(",", "")) for n in re.findall(r"^([\d,]+) episodes, ", output, re.MULTILINE)]
+    assert [number // 100 for number in reports] == [1, 2, 3, 4, 5, 6, 7] and reports[-1] < 720
+    logged = scalars(run_folder("fabric_logs"))
+    assert logged["Rewards/last_100_episodes"][-1][1] > 120  # a random policy's is 18
+    assert sum(value for _, value in logged["Count/episodes"]) == reports[-1]
+    assert {value for _, value in logged["Count/bad_rows"]} == {0.0}
+
+
+def test_reinforce_with_a_baseline_learns_cart_pole_on_two_ranks() -> None:
+    flags = "reinforce --baseline --no-shared-encoder --env-backend tensor --num-envs 4 --total-timesteps 60000"
+    output = succeeded(torchrun(*flags.split()))
+    logged = scalars(run_folder("torch_logs"))
+    assert logged["Rewards/rew_avg"][-1][1] > 150  # a random policy's is 22
+    assert {value for _, value in logged["Count/episodes"]} == {8.0}  # each environment's, and no other
+    last_step = logged["Count/steps"][-1][0]
+    assert 60_000 <= last_step < 60_000 + 8 * 512
+    assert f"CartPole-v1 after {last_step:,} steps" in output
+
+
+def test_fp16_on_two_ranks_scales_the_loss_and_counts_what_it_skips() -> None:
+    flags = "--precision 16-mixed --env-backend tensor --num-envs 32 --num-steps 32 --total-timesteps 40000"
+    output = succeeded(torchrun(*flags.split()))
+    logged = scalars(run_folder("torch_logs"))
+    skipped = sum(value for _, value in logged["Count/skipped_steps"])
+    # Every overflow halves the scale; it starts at 65,536, and grows again only after 2,000 steps.
+    assert skipped >= 1 and logged["Info/loss_scale"][-1][1] == 65_536 / 2**skipped
+    assert f"skipped          {skipped:.0f} steps whose gradient overflowed" in output
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_float8_goes_with_any_precision_on_two_ranks(precision: str) -> None:
+    flags = "--fp8 --env-backend tensor --num-envs 16 --num-steps 32 --total-timesteps 8192 --execution eager"
+    result = fabric(*flags.split(), options=(f"--precision={precision}",))
+    succeeded(result)
+    assert result.stderr.count("note: in float8 (emulated") == 1
+    agent = agent_of(run_folder("fabric_logs"))
+    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    assert {parameter.dtype for parameter in agent.values()} == {dtype}
+    assert all(parameter.isfinite().all() for parameter in agent.values())
+
+
+def test_an_observation_that_is_not_finite_on_one_rank_stops_all_with_one_message() -> None:
+    flags = "--env-id tests.probes:NotANumber-v0 --num-envs 2 --num-steps 8 --total-timesteps 4000"
+    result = torchrun(*flags.split())
+    assert result.returncode != 0
+    message = "environment 1 of rank 1 gave an observation or a reward that is not finite at its step 3"
+    assert result.stderr.count(message) == 1 and "exitcode  : 71" in result.stderr
