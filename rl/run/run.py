@@ -109,6 +109,7 @@ class Run:
                 continue
             metrics = self.averages.take()
             self.finite.check(metrics, update + 1)
+            del metrics["Count/bad_rows"]
             ended_at, compile_seconds = time.perf_counter(), self.execution.compile_seconds
             seconds = ended_at - began_at - (compile_seconds - compiled)
             began_at, compiled = ended_at, compile_seconds
@@ -119,7 +120,8 @@ class Run:
             if self.progress is not None:
                 speed = metrics["Count/steps"] / seconds
                 metrics["Time/step_per_second"] = speed
-                metrics["Rewards/last_100_episodes"] = self.episodes.mean_return()
+                if self.episodes.number > 0:
+                    metrics["Rewards/last_100_episodes"] = self.episodes.mean_return()
                 if compiled > 0:
                     metrics["Time/compile_seconds"] = compiled
                 self.logger.log_metrics(metrics, self.step)

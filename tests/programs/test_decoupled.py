@@ -24,6 +24,7 @@ from tests.programs.test_programs import SMALL, TAGS
 
 FOLDER = "fabric_decoupled_logs"
 EXCHANGE_TAGS = {
+    "Info/loss_scale",
     "Time/player_wait_seconds",
     "Time/trainer_wait_seconds",
     "Time/transfer_seconds",

@@ -26,7 +26,6 @@ TAGS = {
     "Rewards/last_100_episodes",
     "Count/steps",
     "Count/episodes",
-    "Count/bad_rows",
     "Count/skipped_steps",
     "Game/ep_len_avg",
     "Loss/policy_loss",
