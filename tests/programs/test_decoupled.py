@@ -48,8 +48,7 @@ def test_one_player_and_one_trainer_end_with_the_parameters_of_one_coupled_rank(
     ("ranks", "flags", "options"),
     [
         (3, "", ()),
-        (4, "--share-data --overlap", ()),
-        (3, "--overlap", ("--precision=bf16-mixed", "--strategy=ddp")),
+        (3, "--share-data --overlap", ("--precision=bf16-mixed", "--strategy=ddp")),
     ],
 )
 def test_it_learns_custom_env(ranks: int, flags: str, options: tuple[str, ...]) -> None:
@@ -84,7 +83,6 @@ def test_overlap_changes_the_weights_that_a_rollout_is_collected_with_and_nothin
     [
         (3, "--num-envs 5 --num-steps 1 --per-rank-batch-size 2 --total-timesteps 100"),
         (4, "--num-envs 4 --num-steps 128 --per-rank-batch-size 64 --total-timesteps 2048 --overlap"),
-        (4, "--num-envs 5 --num-steps 1 --per-rank-batch-size 1 --total-timesteps 100 --share-data"),
     ],
 )
 def test_uneven_parts_end_with_finite_weights(ranks: int, flags: str) -> None:
