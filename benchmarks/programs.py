@@ -23,7 +23,7 @@ def run_program(
     options: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, list[float]], float]:
-    """The values of every scalar that `fabric run` of a program logged, and the seconds that it took in all.
+    """The values of every scalar that a program logged, started by its launcher, and the seconds that it took in all.
 
     Among them are the steps of the points that were logged, `step`, and the most memory that all processes together
     held, `memory_mib`.
@@ -32,7 +32,10 @@ def run_program(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        launcher = [str(Path(sys.executable).parent / "fabric"), "run", f"--devices={ranks}", f"--main-port={port}"]
+        torchrun = ["torchrun", f"--nproc_per_node={ranks}", f"--master-port={port}"]
+        fabric = ["fabric", "run", f"--devices={ranks}", f"--main-port={port}"]
+        name, *arguments = torchrun if program == "train_torch.py" else fabric
+        launcher = [str(Path(sys.executable).parent / name), *arguments]
         command = [*launcher, *options, str(ROOT / program), *flags, f"--log-dir={folder}"]
         began_at = time.perf_counter()
         _, memory_mib = run_watched(command, os.environ | dict(variables or {}))

@@ -1,0 +1,88 @@
+"""Trains every learner in every precision on many seeds: returns, memory and speed; or finds the width that pays.
+
+python benchmarks/precision.py --seeds 3
+python benchmarks/precision.py --tasks actor-critic --precisions 32-true bf16-mixed --seeds 10
+python benchmarks/precision.py --tasks width --widths 64 256 1024 4096 8192 --cuda     # with a GPU
+python benchmarks/precision.py --tasks width --widths 64 128                           # the same, small, on a CPU
+"""
+
+import itertools
+import os
+import statistics
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import tyro
+from programs import run_program
+
+CARTPOLE = "--env-id CartPole-v1 --gamma 0.99 --no-shared-encoder"
+TASKS = {
+    "ppo": "ppo --total-timesteps 300000 --num-envs 32",
+    "ppo-cartpole": f"ppo {CARTPOLE} --total-timesteps 100000 --num-envs 8 --num-steps 64 --update-epochs 10"
+    " --per-rank-batch-size 128 --learning-rate 2e-3 --gae-lambda 0.9",
+    "actor-critic": "actor-critic",
+    "actor-critic-cartpole": f"actor-critic {CARTPOLE} --total-episodes None --buffer-size 512"
+    " --per-rank-batch-size 256 --vf-coef 0.5",
+    "reinforce": "reinforce --total-timesteps 300000",
+    "reinforce-custom": "reinforce --env-id CustomEnv-v0 --gamma 0.95 --total-timesteps 300000",
+    "width": "ppo --env-backend tensor --no-shared-encoder --eval-episodes 1",
+}
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "32-true --fp8", "bf16-mixed --fp8")
+
+
+@dataclass
+class Arguments:
+    """Trains tasks in several precisions with train_torch.py and prints a row for each."""
+
+    tasks: list[str] = field(default_factory=lambda: ["ppo", "ppo-cartpole", "actor-critic", "reinforce"])
+    """Which of: ppo, ppo-cartpole, actor-critic, actor-critic-cartpole, reinforce, reinforce-custom, width."""
+    precisions: list[str] = field(default_factory=lambda: list(PRECISIONS))
+    """Values of --precision, with further flags behind."""
+    widths: list[int] = field(default_factory=lambda: [64])
+    """Hidden sizes."""
+    seeds: int = 3
+    """How many seeds, from 1."""
+    at_once: int = 1
+    """Runs at the same time, each on a thread of its own; they slow each other down alike."""
+    cuda: bool = False
+    """On a GPU."""
+
+
+def train(task: str, precision: str, width: int, seed: int, cuda: bool) -> dict[str, list[float]]:
+    """One run's scalars."""
+    flags = f"{TASKS[task]} --precision {precision} --seed {seed}"
+    if task != "reinforce":
+        flags += f" --hidden-size {width}"
+    if task == "width":
+        num_envs = 16384 if cuda else 64
+        flags += f" --num-envs {num_envs} --num-steps 32 --total-timesteps {num_envs * 32 * 20}"
+    variables = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    scalars, _ = run_program("train_torch.py", [*flags.split(), *(["--cuda"] * cuda)], ranks=1, variables=variables)
+    return scalars
+
+
+def main(arguments: Arguments) -> None:
+    """Prints a row of medians over seeds, in Markdown, as each is done."""
+    print("| task | width | precision | greedy returns | sampled returns | steps | steps/s | MiB |")
+    print("|---|---|---|---|---|---|---|---|")
+    with ThreadPoolExecutor(arguments.at_once) as pool:
+        rows = itertools.product(arguments.tasks, arguments.widths, arguments.precisions)
+        started = [
+            (row, [pool.submit(train, row[0], row[2], row[1], seed, arguments.cuda) for seed in seeds])
+            for row in rows
+            for seeds in [range(1, arguments.seeds + 1)]
+        ]
+        for (task, width, precision), futures in started:
+            runs = [future.result() for future in futures]
+            greedy = sorted(run["Test/cumulative_reward"][0] for run in runs)
+            sampled = sorted(run.get("Rewards/last_100_episodes", [float("nan")])[-1] for run in runs)
+            speed = statistics.median(statistics.median(run["Time/step_per_second"]) for run in runs)
+            memory = statistics.median(run["memory_mib"][0] for run in runs)
+            steps = statistics.median(run["step"][-1] for run in runs)
+            returns = (", ".join(f"{value:.1f}" for value in values) for values in (greedy, sampled))
+            cells = (task, str(width), precision, *returns, f"{steps:,.0f}", f"{speed:,.0f}", f"{memory:,.0f}")
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
