@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from rl.agent import Agent, Network
-from rl.distributed import Ranks, leave_process_group, rank
+from rl.distributed import Ranks, choose_threads, leave_process_group, rank
 from rl.envs.spaces import DiscreteActions, Spaces
 from rl.execution import Execution
 from rl.learners.ppo import PPO, Rows
@@ -107,6 +107,7 @@ def report(parts: dict[str, Callable[[], object]], repeats: int) -> None:
 
 
 if __name__ == "__main__":
+    choose_threads()
     dist.init_process_group("gloo")
     main()
     leave_process_group()

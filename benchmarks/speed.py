@@ -188,6 +188,7 @@ def draw(suite: str, measured: list[tuple[Case, dict[str, list[dict[str, Any]]]]
     )
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_minor_formatter("{x:,.0f}")
     axes.grid(which="both", alpha=0.3)
     axes.legend()
     figure.savefig(folder / f"{suite}.png", dpi=120)

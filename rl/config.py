@@ -37,7 +37,7 @@ class Config(Generic[LearnerType]):
     total_episodes: int | None = None
     """End the run after so many episodes of all ranks together, if that comes before --total-timesteps."""
     report_episodes: int | None = None
-    """Outside a terminal, print the mean return after so many episodes each time, instead of ten times a run."""
+    """Print the mean return after so many episodes each time; without it, ten times a run outside a terminal."""
     cuda: bool = False
     """Train on GPUs, one for each rank that learns."""
     player_on_gpu: bool = False

@@ -129,7 +129,7 @@ class Episodes:
 
 
 class Progress:
-    """A progress bar in a terminal; plain lines elsewhere, some ten of them or one after so many episodes."""
+    """A progress bar in a terminal, some ten plain lines elsewhere, or in either a line after so many episodes."""
 
     def __init__(self, total_steps: int, report_episodes: int | None = None) -> None:
         """`total_steps` of all ranks."""
@@ -141,16 +141,16 @@ class Progress:
     def show(self, step: int, episodes: Episodes, steps_per_second: float) -> None:
         """Shows how far the run is, the mean return of the episodes that ended last, and the speed."""
         text = f"return {episodes.mean_return():.2f}"
+        every, now = self.report_episodes, f"{step:,} of {self.total_steps:,} steps"
+        num_lines = episodes.number // every if every else 10 * step // self.total_steps
+        if num_lines > self.num_lines and (every or self.bar is None):
+            self.num_lines = num_lines
+            now = f"{episodes.number:,} episodes, {now}" if every else now
+            line = f"{now}, {text}, {steps_per_second:,.0f} steps/s"
+            print(line, flush=True) if self.bar is None else tqdm.write(line)
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(step - self.bar.n)
-            return
-        every, now = self.report_episodes, f"{step:,} of {self.total_steps:,} steps"
-        num_lines = episodes.number // every if every else 10 * step // self.total_steps
-        if num_lines > self.num_lines:
-            self.num_lines = num_lines
-            now = f"{episodes.number:,} episodes, {now}" if every else now
-            print(f"{now}, {text}, {steps_per_second:,.0f} steps/s", flush=True)
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
