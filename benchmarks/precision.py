@@ -6,7 +6,6 @@ python benchmarks/precision.py --tasks width --widths 64 256 1024 4096 8192 --cu
 python benchmarks/precision.py --tasks width --widths 64 128                           # the same, small, on a CPU
 """
 
-import itertools
 import os
 import statistics
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +22,8 @@ TASKS = {
     "actor-critic": "actor-critic",
     "actor-critic-cartpole": f"actor-critic {CARTPOLE} --total-episodes None --buffer-size 512"
     " --per-rank-batch-size 256 --vf-coef 0.5",
-    "reinforce": "reinforce --total-timesteps 300000",
-    "reinforce-custom": "reinforce --env-id CustomEnv-v0 --gamma 0.95 --total-timesteps 300000",
+    "reinforce": "reinforce",
+    "reinforce-custom": "reinforce --env-id CustomEnv-v0 --gamma 0.95",
     "width": "ppo --env-backend tensor --no-shared-encoder --eval-episodes 1",
 }
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "32-true --fp8", "bf16-mixed --fp8")
@@ -39,7 +38,7 @@ class Arguments:
     precisions: list[str] = field(default_factory=lambda: list(PRECISIONS))
     """Values of --precision, with further flags behind."""
     widths: list[int] = field(default_factory=lambda: [64])
-    """Hidden sizes."""
+    """Hidden sizes, for the task width."""
     seeds: int = 3
     """How many seeds, from 1."""
     at_once: int = 1
@@ -48,14 +47,12 @@ class Arguments:
     """On a GPU."""
 
 
-def train(task: str, precision: str, width: int, seed: int, cuda: bool) -> dict[str, list[float]]:
+def train(task: str, precision: str, width: int | None, seed: int, cuda: bool) -> dict[str, list[float]]:
     """One run's scalars."""
     flags = f"{TASKS[task]} --precision {precision} --seed {seed}"
-    if task != "reinforce":
-        flags += f" --hidden-size {width}"
     if task == "width":
         num_envs = 16384 if cuda else 64
-        flags += f" --num-envs {num_envs} --num-steps 32 --total-timesteps {num_envs * 32 * 20}"
+        flags += f" --hidden-size {width} --num-envs {num_envs} --num-steps 32 --total-timesteps {num_envs * 32 * 20}"
     variables = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     scalars, _ = run_program("train_torch.py", [*flags.split(), *(["--cuda"] * cuda)], ranks=1, variables=variables)
     return scalars
@@ -63,16 +60,20 @@ def train(task: str, precision: str, width: int, seed: int, cuda: bool) -> dict[
 
 def main(arguments: Arguments) -> None:
     """Prints a row of medians over seeds, in Markdown, as each is done."""
-    print("| task | width | precision | greedy returns | sampled returns | steps | steps/s | MiB |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| task | precision | greedy returns | sampled returns | steps | steps/s | MiB |")
+    print("|---|---|---|---|---|---|---|")
     with ThreadPoolExecutor(arguments.at_once) as pool:
-        rows = itertools.product(arguments.tasks, arguments.widths, arguments.precisions)
-        started = [
-            (row, [pool.submit(train, row[0], row[2], row[1], seed, arguments.cuda) for seed in seeds])
-            for row in rows
-            for seeds in [range(1, arguments.seeds + 1)]
+        rows = [
+            (task, precision, width)
+            for task in arguments.tasks
+            for width in (arguments.widths if task == "width" else [None])
+            for precision in arguments.precisions
         ]
-        for (task, width, precision), futures in started:
+        started = [
+            (row, [pool.submit(train, *row, seed, arguments.cuda) for seed in range(1, arguments.seeds + 1)])
+            for row in rows
+        ]
+        for (task, precision, width), futures in started:
             runs = [future.result() for future in futures]
             greedy = sorted(run["Test/cumulative_reward"][0] for run in runs)
             sampled = sorted(run.get("Rewards/last_100_episodes", [float("nan")])[-1] for run in runs)
@@ -80,7 +81,14 @@ def main(arguments: Arguments) -> None:
             memory = statistics.median(run["memory_mib"][0] for run in runs)
             steps = statistics.median(run["step"][-1] for run in runs)
             returns = (", ".join(f"{value:.1f}" for value in values) for values in (greedy, sampled))
-            cells = (task, str(width), precision, *returns, f"{steps:,.0f}", f"{speed:,.0f}", f"{memory:,.0f}")
+            cells = (
+                task if width is None else f"{task} {width:,}",
+                precision,
+                *returns,
+                f"{steps:,.0f}",
+                f"{speed:,.0f}",
+                f"{memory:,.0f}",
+            )
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

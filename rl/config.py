@@ -162,7 +162,7 @@ CONFIGS: dict[str, Config[Any]] = {
         learner=ActorCritic(),
     ),
     "reinforce": Config(
-        total_timesteps=500_000,
+        total_timesteps=300_000,
         env=EnvConfig(env_id="CartPole-v1", num_envs=8),
         network=Network(hidden_size=128, hidden_layers=1, activation_function="relu"),
         learner=Reinforce(),
