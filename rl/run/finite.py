@@ -20,7 +20,7 @@ class Finite:
         """`device` is that of the rollouts."""
         self.env_id = env_id
         self.ranks = ranks
-        self.num_steps = 0
+        self.num_steps, self.num_envs = 0, 1
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)  # step · N + environment
 
     def look(self, rollout: Rollout) -> dict[str, Tensor]:
