@@ -106,12 +106,10 @@ def test_fabric_and_torch_end_with_the_same_parameters(variant: str) -> None:
         assert json.loads((folder / "config.json").read_text())["total_timesteps"] in (150, 3000)
 
 
-@pytest.mark.parametrize("options", [("--precision=bf16-mixed",), ("--precision=16-mixed",)])
-def test_precisions_of_fabric_run(options: tuple[str, ...]) -> None:
-    result = fabric(*SMALL, "--total-timesteps", "60000", "--num-envs", "32", options=options)
+def test_on_a_cpu_fabric_says_that_it_takes_bf16_for_fp16_and_learns() -> None:
+    result = fabric(*SMALL, "--total-timesteps", "60000", "--num-envs", "32", options=("--precision=16-mixed",))
     succeeded(result)
-    if options == ("--precision=16-mixed",):
-        assert "`precision='bf16-mixed'`" in result.stderr or "bf16-mixed" in result.stderr
+    assert "bf16-mixed" in result.stderr
     agent = agent_of(run_folder("fabric_logs"))
     assert all(parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in agent.values())
     # Any precision soon keeps the mass on the track longer than a random policy, which gets 18.
