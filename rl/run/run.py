@@ -190,8 +190,8 @@ class Run:
                 f"{self.config.env.env_id} after {self.step:,} steps",
                 f"  greedy policy    return {returns.mean():.2f}, from {returns.min():.2f} to {returns.max():.2f}"
                 f" in {len(returns)} episodes{cut}",
-                f"  sampled policy   return {self.episodes.mean_return():.2f} in the last of {self.episodes.number:,}"
-                " episodes",
+                f"  sampled policy   return {self.episodes.mean_return():.2f} in the last hundred of"
+                f" {self.episodes.number:,} episodes",
                 *([f"  skipped          {self.skipped_steps:,.0f} steps whose gradient overflowed"] * skipped),
                 f"  speed            {self.step / self.seconds:,.0f} steps/s on {world_size()} rank(s){compiling}",
                 f"  logs and agent   {self.folder}",
