@@ -9,6 +9,7 @@ prints a JSON line with steps_per_s and perhaps greedy_return. Steps per second 
 learning together, without the first fifth of our run, and without compilation.
 """
 
+import itertools
 import json
 import statistics
 import sys
@@ -85,8 +86,15 @@ def ours(problem: Problem, way: Way) -> dict[str, Any]:
     seconds = [n / speed for n, speed in zip(steps, scalars["Time/step_per_second"], strict=True)]
     warm = len(steps) // 5
     collect, learn = (statistics.median(scalars[f"Time/{part}_seconds"]) for part in ("collect", "learn"))
-    returns = dict(zip(scalars["step"], scalars.get("Rewards/rew_avg", []), strict=False))
-    solved = next((step for step, value in returns.items() if value >= SOLVED_AT[problem.env]), None)
+    # Of the last hundred episodes, as the peer has it; there is none before the first one ends.
+    recent = scalars.get("Rewards/last_100_episodes", [])
+    points = zip(
+        scalars["step"][-len(recent) :],
+        recent,
+        itertools.accumulate(scalars["Count/episodes"][-len(recent) :]),
+        strict=True,
+    )
+    solved = next((step for step, value, number in points if number >= 100 and value >= SOLVED_AT[problem.env]), None)
     result = {
         "steps_per_s": sum(steps[warm:]) / sum(seconds[warm:]),
         "collect_share": collect / (collect + learn),
