@@ -53,7 +53,7 @@ def train(task: str, precision: str, width: int | None, seed: int, cuda: bool) -
     if task == "width":
         num_envs = 16384 if cuda else 64
         flags += f" --hidden-size {width} --num-envs {num_envs} --num-steps 32 --total-timesteps {num_envs * 32 * 20}"
-    variables = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     scalars, _ = run_program("train_torch.py", [*flags.split(), *(["--cuda"] * cuda)], ranks=1, variables=variables)
     return scalars
 

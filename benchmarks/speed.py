@@ -36,6 +36,8 @@ class Arguments:
         default_factory=lambda: ["peers", "ranks", "envs", "hidden", "solved"]
     )
     """Which measurements."""
+    cases: str = ""
+    """Only the cases whose names contain this."""
     peers: list[str] = field(default_factory=list)
     """Further peers, as name=command."""
     rounds: int = 3
@@ -212,7 +214,7 @@ def main(arguments: Arguments) -> None:
         if suite == "solved":
             solved(arguments.rounds, arguments.small)
             continue
-        cases = SUITES[suite]
+        cases = [case for case in SUITES[suite] if arguments.cases in case.name]
         if arguments.small:
             by_content = {(c.problem, c.way): c for c in map(small, cases)}
             cases = list(by_content.values())

@@ -84,14 +84,13 @@ class Config(Generic[LearnerType]):
     def make_execution(self, device: torch.device) -> Execution:
         """How functions of tensors run on a device; a player on the CPU compiles what its trainers on GPUs capture."""
         on_gpu = device.type == "cuda"
-        if self.execution == "eager":
+        if self.execution == "eager" or self.learner.whole_episodes:
             return Execution("eager", device)
-        if self.execution == "auto" and (self.learner.whole_episodes or not on_gpu):
-            num_gradient_steps, num_rows = self.learner.work(self.rows_per_rank())
-            num_updates = self.num_updates()
-            if self.learner.whole_episodes or not compiling_pays(
-                num_updates * num_gradient_steps, num_updates * num_rows
-            ):
+        if self.execution == "auto" and not on_gpu:
+            num_gradient_steps, num_rows = (
+                self.num_updates() * work for work in self.learner.work(self.rows_per_rank())
+            )
+            if not compiling_pays(num_gradient_steps, num_rows):
                 return Execution("eager", device)
         missing = compiler_missing(device)
         if missing and rank() == 0:

@@ -62,8 +62,8 @@ def choose_threads() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // local_world_size())))
     if local_world_size() > 1 and hasattr(os, "SCHED_BATCH"):
-        # Threads that hand messages on then do not interrupt each other halfway: a message between ranks takes about
-        # half the time (docs/log.md). Where it is not allowed, it takes all of it.
+        # Threads that hand messages on then do not interrupt each other halfway: a message between ranks takes little
+        # more than half the time on average (docs/log.md). Where it is not allowed, it takes all of it.
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 

@@ -13,7 +13,7 @@ from rl.distributed import rank
 from rl.errors import UserError
 
 MULTIPLE = 16  # of rows and columns of weights, which the instructions want
-HOPPER = (8, 9)  # the first compute capability with float8 products
+FLOAT8_CAPABILITY = (8, 9)  # the first compute capability with float8 products
 
 
 def check_float8() -> None:
@@ -30,7 +30,7 @@ def to_float8(policy: nn.Module, device: torch.device) -> None:
     """
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
-    emulate = device.type != "cuda" or torch.cuda.get_device_capability(device) < HOPPER
+    emulate = device.type != "cuda" or torch.cuda.get_device_capability(device) < FLOAT8_CAPABILITY
     linear = {name: module for name, module in policy.named_modules() if isinstance(module, nn.Linear)}
     fits = {name for name, m in linear.items() if m.in_features % MULTIPLE == 0 and m.out_features % MULTIPLE == 0}
     # The number of rows need not be a multiple, since products over them are padded.

@@ -68,7 +68,8 @@ class GradientStep:
     """A gradient step of one or two functions of tensors, compiled or captured, with one all-reduce between the two.
 
     The arithmetic is that of the step in the programs. On the CPU a large minibatch is cut into parts whose
-    activations stay in the cache, and the parts' gradients are added up.
+    activations stay in the cache, and the parts' gradients are added up: what a loss takes over its minibatch (the
+    standard deviation of the actor-critic's advantages, the scales of float8) is then that of a part.
     """
 
     def __init__(

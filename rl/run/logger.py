@@ -147,7 +147,10 @@ class Progress:
             self.num_lines = num_lines
             now = f"{episodes.number:,} episodes, {now}" if every else now
             line = f"{now}, {text}, {steps_per_second:,.0f} steps/s"
-            print(line, flush=True) if self.bar is None else tqdm.write(line)
+            if self.bar is None:
+                print(line, flush=True)
+            else:
+                tqdm.write(line)
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(step - self.bar.n)

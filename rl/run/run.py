@@ -118,19 +118,21 @@ class Run:
             self.episodes.add(round(metrics["Count/episodes"]), metrics.get("Rewards/rew_avg", 0.0))
             self.skipped_steps += metrics.get("Count/skipped_steps", 0.0)
             if self.progress is not None:
-                speed = metrics["Count/steps"] / seconds
-                metrics["Time/step_per_second"] = speed
-                if self.episodes.number > 0:
-                    metrics["Rewards/last_100_episodes"] = self.episodes.mean_return()
                 if compiled > 0:
                     metrics["Time/compile_seconds"] = compiled
-                self.logger.log_metrics(metrics, self.step)
-                self.progress.show(self.step, self.episodes, speed)
+                self._show(self.progress, metrics, metrics["Count/steps"] / seconds)
                 # Early changes are the large ones: a film after updates 1, 2, 4, 8, …
                 if self.config.capture_video and (update + 1).bit_count() == 1:
                     self._film("train_videos", f"step_{self.step}")
             if self._fraction_done(0.0) >= 1:
                 break
+
+    def _show(self, progress: Progress, metrics: dict[str, float], steps_per_second: float) -> None:
+        metrics["Time/step_per_second"] = steps_per_second
+        if self.episodes.number > 0:
+            metrics["Rewards/last_100_episodes"] = self.episodes.mean_return()
+        self.logger.log_metrics(metrics, self.step)
+        progress.show(self.step, self.episodes, steps_per_second)
 
     def _fraction_done(self, of_updates: float) -> float:
         """Of the steps or the episodes of the run, whichever comes first."""
