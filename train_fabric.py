@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import Any, cast
 
@@ -20,8 +21,12 @@ from rl.float8 import to_float8
 from rl.learners.learner import AnyLearner, Metrics
 from rl.optimization import AUTOCAST, GradientStep, Weights, gradient_metrics, make_adam
 from rl.rollout import make_collector
-from rl.run.run import Run, make_run_folder
+from rl.run.folder import open_run
+from rl.run.run import Run
+from rl.run.state import InPlace, State, Stateful
 from rl.seeding import Shuffle
+
+PROGRAM = "fabric_logs"  # the folder of its runs
 
 
 def main(config: Config[AnyLearner]) -> None:
@@ -29,11 +34,11 @@ def main(config: Config[AnyLearner]) -> None:
     learner = config.learner
     strategy = os.environ.get("LT_STRATEGY", "auto")
     require(strategy.startswith(("auto", "ddp")), "--strategy", strategy, "gradients are averaged by ddp here")
-    envs = make_envs(config.env)
-    folder = make_run_folder(config, "fabric_logs")
-    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
-    # Fabric takes --accelerator, --devices, --strategy and --precision of `fabric run` from the environment.
+    envs = make_envs(config.env, training=True)
     accelerator = "cuda" if config.cuda else os.environ.get("LT_ACCELERATOR", "cpu")
+    folder = open_run(config, PROGRAM, "gloo" if accelerator == "cpu" else "nccl")
+    logger = TensorBoardLogger(folder.path, name="", version="", default_hp_metric=False, purge_step=folder.purge_step)
+    # Fabric takes --accelerator, --devices, --strategy and --precision of `fabric run` from the environment.
     precision_flag = None if "LT_PRECISION" in os.environ else config.precision
     fabric = Fabric(accelerator=accelerator, loggers=logger, precision=precision_flag)
     ranks = Ranks.of()
@@ -78,7 +83,12 @@ def main(config: Config[AnyLearner]) -> None:
         autocast = AUTOCAST.get(precision.precision)
         gradient_step = GradientStep(learner, policy, weights, adam, ranks, execution, autocast, scaler)
 
-    with Run(config, policy, folder, logger, ranks, execution) as run:
+    shared: dict[str, Stateful] = {"agent": policy, "optimizer": InPlace(adam.state[weights.vector])}
+    state = State(
+        own={"collector": collector, "shuffle": shuffle, "learner": learner},
+        shared=shared | ({"scaler": scaler} if scaler else {}),
+    )
+    with closing(envs), Run(config, policy, folder, logger, ranks, execution, state, weights.vector) as run:
         for progress in run.updates():
             learning_rate = learner.learning_rate_at(progress)
             adam.param_groups[0]["lr"].fill_(learning_rate)
@@ -88,7 +98,7 @@ def main(config: Config[AnyLearner]) -> None:
 
             with run.timed("collect"), torch.no_grad(), fabric.autocast():
                 rollout = learner.collect(collector)
-                rows, metrics = learner.prepare(rollout, estimate(rollout), ranks.sum)
+                rows, metrics = learner.prepare(rollout, estimate(rollout), run.agreement.sum)
             run.record_rollout(rollout)
             run.record(metrics)
 
@@ -99,9 +109,8 @@ def main(config: Config[AnyLearner]) -> None:
                     if learner.should_stop(metrics, ranks.mean):
                         break
 
-        envs.close()
         run.finish()
 
 
 if __name__ == "__main__":
-    command_line(main, CONFIGS)
+    command_line(main, CONFIGS, PROGRAM)

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from typing import cast
 
@@ -17,21 +19,26 @@ from torch.nn.parallel import DistributedDataParallel
 from rl.agent import Agent
 from rl.command_line import command_line
 from rl.config import DecoupledConfig
-from rl.distributed import Ranks, local_rank, local_world_size, on_first_machine, rank, world_size
+from rl.distributed import Ranks
 from rl.envs.step import Envs
 from rl.envs.stepping import make_envs
-from rl.errors import require
-from rl.exchange import PLAYER, Exchange
+from rl.errors import StopError, require
+from rl.exchange import PLAYER, Exchange, Order
 from rl.float8 import to_float8
+from rl.joining import local_rank, local_world_size, on_first_machine, rank, world_size
 from rl.learners.learner import Metrics
 from rl.learners.ppo import Rows
 from rl.optimization import AUTOCAST, GradientStep, Weights, gradient_metrics, make_adam
 from rl.rollout import make_collector
+from rl.run.folder import open_run
 from rl.run.logger import Averages
-from rl.run.run import Run, make_run_folder
+from rl.run.requests import SAID, Agreement, Requests
+from rl.run.run import Run
+from rl.run.state import InPlace, State, Stateful
 from rl.seeding import Shuffle
 
 ALONE = Ranks()
+CPU = torch.device("cpu")
 TRAINER_METRICS = (
     "Info/grad_norm",
     "Count/skipped_steps",
@@ -39,7 +46,9 @@ TRAINER_METRICS = (
     "Info/loss_scale",
     "Time/trainer_wait_seconds",
     "Time/learn_seconds",
+    *SAID,
 )
+PROGRAM = "fabric_decoupled_logs"  # the folder of its runs
 
 
 def main(config: DecoupledConfig) -> None:
@@ -56,13 +65,13 @@ def main(config: DecoupledConfig) -> None:
 def player(config: DecoupledConfig) -> None:
     """Collects rollouts for the trainers, with the weights that they send back."""
     learner = config.learner
-    envs = make_envs(config.env)
-    folder = make_run_folder(config, "fabric_decoupled_logs")
-    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    envs = make_envs(config.env, training=True)
+    folder = open_run(config, PROGRAM, "gloo")
+    logger = TensorBoardLogger(folder.path, name="", version="", default_hp_metric=False, purge_step=folder.purge_step)
     # A GPU that no trainer has, where there is one.
     gpu = min(local_world_size() - 1, torch.cuda.device_count() - 1)
     fabric = fabric_on(torch.device("cuda", gpu) if config.player_on_gpu else torch.device("cpu"), config)
-    meet(config)
+    group_trainers(config)
 
     torch.manual_seed(config.seed)
     policy = Agent(envs.spaces, config.network)
@@ -74,31 +83,34 @@ def player(config: DecoupledConfig) -> None:
     collector = make_collector(envs.to(fabric.device), policy, seed=config.seed, first_env=0, execution=execution)
     estimate = execution.loop(partial(learner.estimate, policy))
 
-    with Run(config, policy, folder, logger, ALONE, execution) as run:
+    state = State(own={"collector": collector, "policy": policy, "exchange": exchange})
+    with closing(envs), Run(config, policy, folder, logger, ALONE, execution, state) as run:
 
         def take_weights() -> None:
             with run.timed("player_wait"):
-                run.record(exchange.receive_weights(policy))
+                metrics = exchange.receive_weights()
+            run.agreement.hear({name: metrics.pop(name) for name in SAID})
+            run.record(metrics)
 
-        for progress in run.updates():
+        for _ in run.updates():
             with run.timed("collect"), torch.no_grad(), fabric.autocast():
                 rollout = learner.collect(collector)
-                rows, metrics = learner.prepare(rollout, estimate(rollout), ALONE.sum)
+                rows, metrics = learner.prepare(rollout, estimate(rollout), run.agreement.sum)
             run.record_rollout(rollout)
             run.record(metrics)
             run.record({"Info/transfer_bytes": exchange.num_bytes})
 
             # With --overlap the trainers learned from the last rollout while this one was collected.
-            if config.overlap and progress > 0:
+            if exchange.awaits_weights():
                 take_weights()
+            run.agreement.look()
             with run.timed("transfer"):
-                exchange.send_rows(rows)
+                exchange.send_rows(rows, Order(run.agreement.save, run.agreement.stop))
             if not config.overlap:
                 take_weights()
 
-        if config.overlap:
+        if exchange.awaits_weights():
             take_weights()
-        envs.close()
         run.finish()
 
 
@@ -108,7 +120,8 @@ def trainer(config: DecoupledConfig) -> None:
     env = one_env(config)
     gpu = local_rank() - on_first_machine()
     fabric = fabric_on(torch.device("cuda", gpu) if config.cuda else torch.device("cpu"), config)
-    trainers = Ranks.of(meet(config))
+    folder = open_run(config, PROGRAM, "gloo")
+    trainers = Ranks.of(group_trainers(config))
 
     torch.manual_seed(config.seed)
     policy = Agent(env.spaces, config.network)
@@ -125,7 +138,9 @@ def trainer(config: DecoupledConfig) -> None:
     execution = config.make_execution(fabric.device)
     exchange = make_exchange(config, env, policy, fabric.device)
     shuffle = Shuffle(config.seed, trainers.rank, trainers.size, shared=config.share_data, device=fabric.device)
-    averages = Averages(fabric.device, trainers)
+    requests = Requests()
+    agreement = Agreement(trainers, requests, weights.vector)
+    averages = Averages(fabric.device, agreement.sum)
 
     def eager_gradient_step(minibatch: Rows) -> Metrics:
         loss, metrics = learner.loss(agent, minibatch)
@@ -144,20 +159,36 @@ def trainer(config: DecoupledConfig) -> None:
         autocast = AUTOCAST.get(precision.precision)
         gradient_step = GradientStep(learner, policy, weights, adam, trainers, execution, autocast, scaler)
 
-    for update in range(config.num_updates()):
-        learning_rate = learner.learning_rate_at(update / config.num_updates())
-        adam.param_groups[0]["lr"].fill_(learning_rate)
-        averages.add({"Info/learning_rate": learning_rate, "Info/loss_scale": scaler.get_scale() if scaler else 1.0})
+    shared: dict[str, Stateful] = {"agent": policy, "optimizer": InPlace(adam.state[weights.vector])}
+    state = State(own={"shuffle": shuffle}, shared=shared | ({"scaler": scaler} if scaler else {}))
+    everyone, first_update = Ranks.of(), 0
+    if folder.checkpoint is not None:
+        state.load(folder.checkpoint["ranks"], everyone)
+        first_update = folder.checkpoint["run"]["update"]
+    with requests:
+        requests.in_loop = True
+        for update in range(first_update, config.num_updates()):
+            learning_rate = learner.learning_rate_at(update / config.num_updates())
+            adam.param_groups[0]["lr"].fill_(learning_rate)
+            loss_scale = scaler.get_scale() if scaler else 1.0
+            averages.add({"Info/learning_rate": learning_rate, "Info/loss_scale": loss_scale})
 
-        with averages.timed("trainer_wait"):
-            rows = exchange.receive_rows()
-        with averages.timed("learn"):
-            for minibatch in learner.minibatches(rows, shuffle):
-                metrics = gradient_step(minibatch)
-                averages.add(metrics)
-                if learner.should_stop(metrics, trainers.mean):
-                    break
-        exchange.send_weights(policy, averages.take())
+            with averages.timed("trainer_wait"):
+                rows, order = exchange.receive_rows()
+            with averages.timed("learn"):
+                for minibatch in learner.minibatches(rows, shuffle):
+                    metrics = gradient_step(minibatch)
+                    averages.add(metrics)
+                    if learner.should_stop(metrics, trainers.mean):
+                        break
+            means = averages.take()
+            agreement.look()
+            exchange.send_weights(means | agreement.said())
+            if order.save or order.stop:
+                state.gather(everyone, leads=trainers.rank == 0, device=CPU)
+            if order.stop:
+                raise StopError(order.stop, "as the player says")
+        state.gather(everyone, leads=trainers.rank == 0, device=CPU)
 
 
 def fabric_on(device: torch.device, config: DecoupledConfig) -> Fabric:
@@ -166,10 +197,11 @@ def fabric_on(device: torch.device, config: DecoupledConfig) -> Fabric:
     return Fabric(accelerator=device.type, strategy=SingleDeviceStrategy(device), precision=precision)
 
 
-def meet(config: DecoupledConfig) -> dist.ProcessGroup:
-    """Joins the process group of all ranks, and gives that of the trainers."""
-    dist.init_process_group("gloo")
-    group = dist.new_group(list(range(1, world_size())), backend="nccl" if config.cuda else "gloo")
+def group_trainers(config: DecoupledConfig) -> dist.ProcessGroup:
+    """The process group of the trainers, which all ranks make together."""
+    timeout = timedelta(seconds=config.rank_timeout)
+    backend = "nccl" if config.cuda else "gloo"
+    group = dist.new_group(list(range(1, world_size())), backend=backend, timeout=timeout)
     return cast(dist.ProcessGroup, group)
 
 
@@ -186,6 +218,7 @@ def make_exchange(config: DecoupledConfig, env: Envs, policy: Agent, device: tor
         like, _ = learner.prepare(rollout, learner.estimate(policy, rollout), ALONE.sum)
         _, metrics = learner.loss(policy, like)
     return Exchange(
+        policy,
         like,
         (*metrics, *TRAINER_METRICS),
         num_rows=config.steps_per_update(),
@@ -196,4 +229,4 @@ def make_exchange(config: DecoupledConfig, env: Envs, policy: Agent, device: tor
 
 
 if __name__ == "__main__":
-    command_line(main, {"ppo": DecoupledConfig()})
+    command_line(main, {"ppo": DecoupledConfig()}, PROGRAM)

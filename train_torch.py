@@ -1,12 +1,11 @@
 """The program of train_fabric.py with `torch.distributed` spelt out: `torchrun train_torch.py`."""
 
-import os
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
@@ -14,29 +13,32 @@ from torch.nn.utils import clip_grad_norm_
 from rl.agent import Agent
 from rl.command_line import command_line
 from rl.config import CONFIGS, Config
-from rl.distributed import Ranks, local_rank
+from rl.distributed import Ranks
 from rl.distributions import Distribution
 from rl.envs.stepping import make_envs
 from rl.float8 import to_float8
+from rl.joining import local_rank
 from rl.learners.learner import AnyLearner, Metrics
 from rl.optimization import AUTOCAST, GradientStep, Weights, gradient_metrics, make_adam
 from rl.rollout import make_collector
+from rl.run.folder import open_run
 from rl.run.logger import TensorBoardWriter
-from rl.run.run import Run, make_run_folder
+from rl.run.run import Run
+from rl.run.state import InPlace, State
 from rl.seeding import Shuffle
+
+PROGRAM = "torch_logs"  # the folder of its runs
 
 
 def main(config: Config[AnyLearner]) -> None:
     """One training run."""
     learner = config.learner
-    envs = make_envs(config.env)
-    folder = make_run_folder(config, "torch_logs")
-    logger = TensorBoardWriter(folder)
     device = torch.device("cuda", local_rank()) if config.cuda else torch.device("cpu")
     if config.cuda:
         torch.cuda.set_device(device)
-    if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("nccl" if config.cuda else "gloo")
+    envs = make_envs(config.env, training=True)
+    folder = open_run(config, PROGRAM, "nccl" if config.cuda else "gloo")
+    logger = TensorBoardWriter(folder.path, folder.purge_step)
     ranks = Ranks.of()
 
     torch.manual_seed(config.seed)
@@ -76,7 +78,11 @@ def main(config: Config[AnyLearner]) -> None:
         # The same arithmetic without Python in between, and one all-reduce where DDP has hooks.
         gradient_step = GradientStep(learner, policy, weights, optimizer, ranks, execution, autocast, scaler)
 
-    with Run(config, policy, folder, logger, ranks, execution) as run:
+    state = State(
+        own={"collector": collector, "shuffle": shuffle, "learner": learner},
+        shared={"agent": policy, "optimizer": InPlace(optimizer.state[weights.vector]), "scaler": scaler},
+    )
+    with closing(envs), Run(config, policy, folder, logger, ranks, execution, state, weights.vector) as run:
         for progress in run.updates():
             learning_rate = learner.learning_rate_at(progress)
             optimizer.param_groups[0]["lr"].fill_(learning_rate)
@@ -86,7 +92,7 @@ def main(config: Config[AnyLearner]) -> None:
 
             with run.timed("collect"), torch.no_grad(), precision():
                 rollout = learner.collect(collector)
-                rows, metrics = learner.prepare(rollout, estimate(rollout), ranks.sum)
+                rows, metrics = learner.prepare(rollout, estimate(rollout), run.agreement.sum)
             run.record_rollout(rollout)
             run.record(metrics)
 
@@ -97,9 +103,8 @@ def main(config: Config[AnyLearner]) -> None:
                     if learner.should_stop(metrics, ranks.mean):
                         break
 
-        envs.close()
         run.finish()
 
 
 if __name__ == "__main__":
-    command_line(main, CONFIGS)
+    command_line(main, CONFIGS, PROGRAM)

@@ -14,9 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from rl.agent import Agent, Network
-from rl.distributed import Ranks, choose_threads, leave_process_group, rank
+from rl.distributed import Ranks, choose_threads
 from rl.envs.spaces import DiscreteActions, Spaces
 from rl.execution import Execution
+from rl.joining import leave_process_group, rank
 from rl.learners.ppo import PPO, Rows
 from rl.optimization import GradientStep, Weights, make_adam
 

@@ -4,24 +4,39 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, TypeVar, Union, cast
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_type_hints
 
 import torch
 import tyro
 
 from rl.config import CONFIGS, Config
-from rl.distributed import choose_threads, rank
-from rl.errors import USAGE_ERROR, UserError, let_rank_0_speak, reported
+from rl.distributed import choose_threads
+from rl.errors import USAGE_ERROR, CheckpointError, UserError, let_rank_0_speak, reported
+from rl.joining import end_with_launcher, rank, take_slurm_ranks, unset_variables
 from rl.run.evaluation import check_video
+from rl.run.folder import find_checkpoint
+from rl.run.resume import check_goes_on, config_of, is_complete
 
 ConfigType = TypeVar("ConfigType", bound=Config[Any])
 
 
-def command_line(main: Callable[[ConfigType], None], choices: Mapping[str, ConfigType]) -> None:
-    """Runs a program: reads and checks the flags, settles what holds for the whole process, and calls `main`."""
+def command_line(main: Callable[[ConfigType], None], choices: Mapping[str, ConfigType], program: str) -> None:
+    """Runs a program: reads and checks the flags, settles what holds for the whole process, and calls `main`.
+
+    `program` is the folder that its runs are in, below the log folder.
+    """
     with reported():
-        config = parse(sys.argv[1:], choices)
+        end_with_launcher()
+        take_slurm_ranks()
+        if missing := unset_variables():
+            raise UserError(f"RANK or WORLD_SIZE is set and {', '.join(missing)} not; a launcher sets all, or none")
+        config, going_on = read_flags(sys.argv[1:], choices, program)
         config.check()
+        if going_on is not None:
+            check_goes_on(going_on, config)
+            if is_complete(going_on, config):
+                return
         if config.capture_video:
             check_video(config.env)
         choose_threads()
@@ -29,6 +44,26 @@ def command_line(main: Callable[[ConfigType], None], choices: Mapping[str, Confi
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         main(config)
+
+
+def read_flags(
+    arguments: list[str], choices: Mapping[str, ConfigType], program: str
+) -> tuple[ConfigType, dict[str, Any] | None]:
+    """The flags of a command line; with `--resume`, over those of the run, of which the checkpoint comes with them."""
+    config, checkpoint = parse(arguments, choices), None
+    if config.keep.resume is not None:
+        config.check_names()
+        resume = None
+        if found := find_checkpoint(config, program):
+            resume, checkpoint = str(found[0]), found[1]
+            name, own = config_of(checkpoint, choices)
+            if arguments and arguments[0] in choices.keys() - {name}:
+                raise CheckpointError(f"--resume: the run is one of {name}, not of {arguments[0]}")
+            config = parse(arguments, {name: own, **{other: choices[other] for other in choices if other != name}})
+        config = replace(config, keep=replace(config.keep, resume=resume))
+    if (precision := os.environ.get("LT_PRECISION")) in get_args(get_type_hints(Config)["precision"]):
+        config = replace(config, precision=cast(Any, precision))  # `fabric run` takes the flag as its own
+    return config, checkpoint
 
 
 def parse(arguments: list[str], choices: Mapping[str, ConfigType]) -> ConfigType:

@@ -11,15 +11,16 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 
 from rl.agent import Network
-from rl.distributed import local_world_size, on_first_machine, rank, world_size
 from rl.envs.stepping import EnvConfig
 from rl.errors import UserError, require
 from rl.execution import Execution, compiler_missing, compiling_pays
 from rl.float8 import check_float8
+from rl.joining import local_world_size, on_first_machine, rank, world_size
 from rl.learners.actor_critic import ActorCritic
 from rl.learners.learner import AnyLearner
 from rl.learners.ppo import PPO
 from rl.learners.reinforce import Reinforce
+from rl.run.keep import Keep
 
 LearnerType = TypeVar("LearnerType", bound=AnyLearner, covariant=True)
 
@@ -61,12 +62,19 @@ class Config(Generic[LearnerType]):
     """Steps after which an episode of the evaluation is cut."""
     log_dir: str = "logs"
     """Folder for the folders of all runs."""
+    rank_timeout: float = 300.0
+    """Seconds that ranks wait for each other, before the run stops and names the one that is missing."""
     env: EnvConfig = field(default_factory=EnvConfig)
     network: Network = field(default_factory=Network)
+    keep: Keep = field(default_factory=Keep)
     learner: LearnerType = field(default_factory=PPO)  # type: ignore[assignment]
 
     def num_players(self) -> int:
         """Number of ranks that collect rollouts."""
+        return world_size()
+
+    def num_ranks(self) -> int:
+        """Number of ranks of the run."""
         return world_size()
 
     def rows_per_rank(self) -> int:
@@ -99,8 +107,8 @@ class Config(Generic[LearnerType]):
             return Execution("captured", device)
         return Execution("eager" if missing else "compiled", device)
 
-    def check(self) -> None:
-        """Raises `UserError` for a value that cannot work."""
+    def check_names(self) -> None:
+        """Raises `UserError` where what a run's folder is called after could lead elsewhere."""
         require(
             re.fullmatch(r"[A-Za-z0-9._-]{1,80}", self.exp_name) is not None,
             "--exp-name",
@@ -108,12 +116,18 @@ class Config(Generic[LearnerType]):
             "must be 1 to 80 letters, digits, dots, dashes or underscores",
         )
         require(0 <= self.seed < 2**32, "--seed", self.seed, "must lie between 0 and 4294967295")
+        self.env.check()
+
+    def check(self) -> None:
+        """Raises `UserError` for a value that cannot work."""
+        self.check_names()
         require(self.eval_episodes >= 1, "--eval-episodes", self.eval_episodes, "must be at least 1")
         require(self.max_eval_steps >= 1, "--max-eval-steps", self.max_eval_steps, "must be at least 1")
         for flag, number in (("--total-episodes", self.total_episodes), ("--report-episodes", self.report_episodes)):
             require(number is None or number >= 1, flag, number, "must be at least 1")
-        self.env.check()
+        require(1 <= self.rank_timeout < math.inf, "--rank-timeout", self.rank_timeout, "must be finite, at least 1")
         self.network.check()
+        self.keep.check()
         self.learner.check(self.rows_per_rank())
         require(
             self.num_updates() >= 1,
@@ -140,6 +154,10 @@ class Config(Generic[LearnerType]):
             raise UserError("--player-on-gpu: every rank of this program plays on the device that it learns on")
         if self.cuda:
             require_gpus(local_world_size(), "rank(s)")
+
+    def learner_name(self) -> str:
+        """What the learner is called on the command line."""
+        return next(name for name, config in CONFIGS.items() if type(config.learner) is type(self.learner))
 
     def to_dict(self) -> dict[str, Any]:
         """The flags in their groups, as plain values."""

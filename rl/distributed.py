@@ -1,7 +1,6 @@
 """How a run spreads over ranks: who is who, and what ranks do together, always on tensors."""
 
 import contextlib
-import gc
 import os
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,48 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rl.joining import local_world_size
+
 Fields = TypeVar("Fields", bound=tuple[Tensor, ...])  # a NamedTuple of tensors
 
 
 # On the CPU an all-gather of few numbers takes two thirds of the time of an all-reduce: fewer messages wait for a core
 # (benchmarks/gradient_step.py).
 FEW = 2**18
-
-
-def rank() -> int:
-    """This process's rank, known from the launcher's environment before any process group exists."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    """Number of ranks of the run, known from the launcher's environment before any process group exists."""
-    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def local_rank() -> int:
-    """This process's rank among those on this machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def local_world_size() -> int:
-    """Number of ranks of the run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def on_first_machine() -> bool:
-    """Whether this is the machine of rank 0."""
-    return rank() == local_rank()
-
-
-def leave_process_group() -> None:
-    """Ends this process's part in the process group, if there is one, and the threads behind it.
-
-    A DistributedDataParallel keeps the group alive, and is part of a reference cycle. Where either is left to the
-    interpreter's exit, the group's threads may then touch what is gone, and some runs abort there.
-    """
-    if dist.is_initialized():
-        gc.collect()
-        dist.destroy_process_group()
 
 
 def choose_threads() -> None:
@@ -103,6 +68,22 @@ class Ranks:
         else:
             dist.all_reduce(values, group=self.group)
             values /= self.size
+
+    def gather_bytes(self, data: Tensor, device: torch.device) -> list[Tensor]:
+        """Every rank's bytes [B_r] (uint8), in the order of the ranks: on rank 0, and nothing on the others.
+
+        `device` is one that the ranks can talk over.
+        """
+        if self.size == 1:
+            return [data]
+        sizes = torch.zeros(self.size, dtype=torch.int64, device=device)
+        sizes[self.rank] = len(data)
+        sizes = self.sum(sizes)
+        padded = torch.zeros(int(sizes.max()), dtype=torch.uint8, device=device)
+        padded[: len(data)] = data
+        parts = [torch.empty_like(padded) for _ in sizes] if self.rank == 0 else None
+        dist.gather(padded, parts, dst=0, group=self.group)
+        return [part[:size].cpu() for part, size in zip(parts or [], sizes.tolist(), strict=False)]
 
     def share(self, rows: Fields) -> Fields:
         """Everybody's rows [W·B, ...], in the order of the ranks, from every rank's own [B, ...]; one all-gather."""

@@ -1,35 +1,90 @@
 """Errors that a person reads: one line, printed once, with an exit code other than 0."""
 
 import contextlib
+import json
 import os
+import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
-from rl.distributed import leave_process_group, rank
+from rl.joining import absent_ranks, leave_process_group, rank
 
 USAGE_ERROR = 2
-ENVIRONMENT_FAILED = 71
-NUMBERS_FAILED = 72
-INTERRUPTED = 130
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class UserError(Exception):
     """What is wrong, with which value, and what would be right."""
 
     exit_code = USAGE_ERROR
+    of_one_rank = False
+    """Whether other ranks have nothing to say of it."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is damaged, of another program, or does not fit what it is to go on as."""
+
+    exit_code = 65
+
+
+class NothingToResumeError(UserError):
+    """There is no run where one was to go on."""
+
+    exit_code = 66
+
+
+class RanksError(UserError):
+    """Ranks have lost each other, or do not do the same."""
+
+    exit_code = 69
+
+
+class LostRanksError(RanksError):
+    """This rank has lost others, of which rank 0 may be one."""
+
+    of_one_rank = True
 
 
 class EnvError(UserError):
-    """An environment gave what nobody can learn from."""
+    """An environment gave what nobody can learn from, or nothing."""
 
-    exit_code = ENVIRONMENT_FAILED
+    exit_code = 71
+
+
+class OneEnvError(EnvError):
+    """An environment of this rank failed, while others wait for it."""
+
+    of_one_rank = True
 
 
 class NumericError(UserError):
     """A loss or a gradient is not finite."""
 
-    exit_code = NUMBERS_FAILED
+    exit_code = 72
+
+
+class FolderError(UserError):
+    """The run's folder cannot be made, or another process writes there."""
+
+    exit_code = 73
+
+
+class DiskError(UserError):
+    """Checkpoints cannot be written."""
+
+    exit_code = 74
+
+
+class StopError(UserError):
+    """A signal asked the run to end, and it did at the end of an update."""
+
+    def __init__(self, number: int, message: str) -> None:
+        """`number` is the signal's."""
+        super().__init__(message)
+        self.exit_code = 128 + number
 
 
 def require(condition: bool, flag: str, value: object, right: str) -> None:
@@ -38,24 +93,99 @@ def require(condition: bool, flag: str, value: object, right: str) -> None:
         raise UserError(f"{flag} {value}: {right}")
 
 
+class ExitFile:
+    """How the run ended, in a file of its folder: launchers do not keep exit codes, and ranks need not repeat it."""
+
+    def __init__(self) -> None:
+        """Nothing is written before there is a folder."""
+        self.path: Path | None = None
+
+    def keep_in(self, folder: Path) -> None:
+        """Has the end of this run written into its folder; how an earlier part of it ended is forgotten."""
+        self.path = folder / "exit.json"
+        if rank() == 0:
+            self.path.unlink(missing_ok=True)
+
+    def write(self, exit_code: int, message: str) -> None:
+        """Says how this rank ended, unless another has said so before."""
+        if self.path is not None and not self.path.exists():
+            unfinished = self.path.with_name(f".exit{rank()}.tmp")
+            with contextlib.suppress(OSError):
+                unfinished.write_text(json.dumps({"exit_code": exit_code, "rank": rank(), "message": message}))
+                unfinished.replace(self.path)
+
+    def said(self) -> int | None:
+        """The exit code that another rank left with, if it did."""
+        return exit_code_of(self.path.parent) if self.path is not None else None
+
+
+exit_file = ExitFile()
+
+
+def exit_code_of(folder: Path) -> int | None:
+    """How the run of a folder ended, if it could say so."""
+    try:
+        code: int = json.loads((folder / "exit.json").read_text())["exit_code"]
+    except (OSError, ValueError):
+        return None
+    return code
+
+
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
     """Runs a program's body: reports a `UserError` once for all ranks, and leaves no process group behind."""
     try:
         yield
     except UserError as error:
-        let_rank_0_speak()
-        print(f"error: {error}" if rank() == 0 else f"error on rank {rank()}: {error}", file=sys.stderr)
+        report(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         if rank() == 0:
             print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except RuntimeError as error:
+        if not is_of_collective(error):
+            raise
+        # Who failed says so, and has perhaps not come to it yet; of those who noticed one is enough to say it.
+        time.sleep(0.5 + 0.2 * min(rank(), 10))
+        if (code := exit_file.said()) is None:
+            lost = LostRanksError(lost_message(error))
+            report(lost)
+            code = lost.exit_code
+        sys.exit(code)
     finally:
         leave_process_group()
+
+
+def report(error: UserError) -> None:
+    """Prints an error, once for all ranks, and notes it in the run's folder."""
+    if error.of_one_rank:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        let_rank_0_speak()
+        if rank() != 0 and exit_file.said() is not None:
+            return
+        said = "stopped" if isinstance(error, StopError) else "error"
+        print(f"{said}: {error}" if rank() == 0 else f"{said} on rank {rank()}: {error}", file=sys.stderr, flush=True)
+    exit_file.write(error.exit_code, str(error))
+
+
+def is_of_collective(error: RuntimeError) -> bool:
+    """Whether ranks have lost each other; torch raises no class of its own for gloo."""
+    return re.search(r"gloo|NCCL|TCPStore|FileStore|Wait timeout|Connection (closed|reset)", str(error)) is not None
+
+
+def lost_message(error: RuntimeError) -> str:
+    """Which ranks are lost, as far as it can be known."""
+    who = "; ".join(absent_ranks()) or "no rank on this machine is missing, so look at the others"
+    reason = str(error).splitlines()[0][:200]
+    return f"ranks have lost each other: {who} (torch says: {reason}). --resume auto goes on from the last checkpoint"
 
 
 def let_rank_0_speak() -> None:
     """Returns at once on rank 0; elsewhere only if rank 0 has nothing to say, since its launcher ends all with one."""
     if rank() != 0 and "TORCHELASTIC_RUN_ID" in os.environ:
-        time.sleep(10)
+        for _ in range(100):
+            if exit_file.said() is not None:
+                break
+            time.sleep(0.1)

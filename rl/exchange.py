@@ -6,10 +6,11 @@ works wherever player and trainers are, on one GPU together too.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from rl.agent import weight_vector, weight_views
 from rl.distributed import pack, unpack
@@ -17,6 +18,13 @@ from rl.learners.ppo import Rows
 from rl.rollout import map_tensors
 
 PLAYER, FIRST_TRAINER = 0, 1
+
+
+class Order(NamedTuple):
+    """What the player decides for all ranks at the end of an update."""
+
+    save: int  # 1: give the player this rank's part of a checkpoint
+    stop: int  # a signal's number: likewise, and leave
 
 
 def padded(rows: Rows, num_parts: int) -> Rows:
@@ -42,7 +50,15 @@ class Exchange:
     """
 
     def __init__(
-        self, like: Rows, metric_names: Sequence[str], *, num_rows: int, num_trainers: int, shared: bool, pinned: bool
+        self,
+        policy: nn.Module,
+        like: Rows,
+        metric_names: Sequence[str],
+        *,
+        num_rows: int,
+        num_trainers: int,
+        shared: bool,
+        pinned: bool,
     ) -> None:
         """`like` is one row, on this end's device, and tells types and shapes; `num_rows` are those of a rollout."""
         self.like = like
@@ -53,40 +69,69 @@ class Exchange:
         self.num_bytes = rows_each * row_bytes * num_trainers * (num_trainers if shared else 1)
         # In a scatter the player has a part 0 of its own, which nobody reads.
         num_parts = num_trainers if shared else num_trainers + 1 if dist.get_rank() == PLAYER else 1
-        self.buffer = torch.zeros(num_parts, rows_each, row_bytes, dtype=torch.uint8, pin_memory=pinned)
+        # In front of each part, what the player says of the end of this update.
+        self.buffer = torch.zeros(num_parts, 1 + rows_each, row_bytes, dtype=torch.uint8, pin_memory=pinned)
+        # On the player, what the trainers send back.
+        self.policy = policy
+        self.outstanding = False
+        self.received: tuple[Tensor, Tensor] | None = None
 
-    def send_rows(self, rows: Rows) -> None:
-        """The player gives every trainer its part of a rollout's rows."""
+    def send_rows(self, rows: Rows, order: Order) -> None:
+        """The player gives every trainer its part of a rollout's rows, and says what to do after learning from it."""
         packed = pack(padded(rows, self.num_trainers))
+        self.buffer[:, 0, : len(Order._fields)] = torch.tensor(order, dtype=torch.uint8)
         if self.shared:
-            self.buffer.copy_(packed.view_as(self.buffer))
+            self.buffer[:, 1:].copy_(packed.view_as(self.buffer[:, 1:]))
             dist.broadcast(self.buffer, PLAYER)
         else:
-            self.buffer[1:].copy_(packed.view(-1, self.num_trainers, packed.shape[1]).transpose(0, 1))
+            self.buffer[1:, 1:].copy_(packed.view(-1, self.num_trainers, packed.shape[1]).transpose(0, 1))
             dist.scatter(self.buffer[0], list(self.buffer), PLAYER)
+        self.outstanding = True
 
-    def receive_rows(self) -> Rows:
-        """A trainer's part of a rollout's rows, or all of them if they are shared."""
+    def receive_rows(self) -> tuple[Rows, Order]:
+        """A trainer's part of a rollout's rows, or all of them if they are shared, and what to do after it."""
         if self.shared:
             dist.broadcast(self.buffer, PLAYER)
         else:
             dist.scatter(self.buffer[0], None, PLAYER)
-        return unpack(self.buffer.flatten(0, 1).to(self.like.weight.device), self.like)
+        order = Order(*self.buffer[0, 0, : len(Order._fields)].tolist())
+        return unpack(self.buffer[:, 1:].flatten(0, 1).to(self.like.weight.device), self.like), order
 
-    def send_weights(self, policy: nn.Module, metrics: Mapping[str, float]) -> None:
+    def send_weights(self, metrics: Mapping[str, float]) -> None:
         """The first trainer gives the player its weights, and what to log of the update that led to them."""
         if dist.get_rank() == FIRST_TRAINER:
             dist.send(torch.tensor([metrics[name] for name in self.metric_names], dtype=torch.float64), PLAYER)
-            dist.send(weight_vector(policy).cpu(), PLAYER)
+            dist.send(weight_vector(self.policy).cpu(), PLAYER)
 
-    def receive_weights(self, policy: nn.Module) -> dict[str, float]:
+    def receive_weights(self) -> dict[str, float]:
         """The player takes the trainers' weights, and returns what to log of the update that led to them."""
-        values = torch.empty(len(self.metric_names), dtype=torch.float64)
-        vector = weight_vector(policy).cpu()
-        dist.recv(values, FIRST_TRAINER)
-        dist.recv(vector, FIRST_TRAINER)
-        views = weight_views(policy, vector)
+        self._receive()
+        assert self.received is not None
+        values, vector = self.received
+        self.received = None
+        views = weight_views(self.policy, vector)
         with torch.no_grad():
-            for name, parameter in policy.named_parameters():
+            for name, parameter in self.policy.named_parameters():
                 parameter.copy_(views[name])
         return dict(zip(self.metric_names, values.tolist(), strict=True))
+
+    def awaits_weights(self) -> bool:
+        """Whether the player has weights to take."""
+        return self.outstanding or self.received is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights on their way to the player, which are waited for."""
+        if self.outstanding:
+            self._receive()
+        return {"received": self.received}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Has received them again."""
+        self.received = state["received"]
+
+    def _receive(self) -> None:
+        if self.received is None:
+            values, vector = torch.empty(len(self.metric_names), dtype=torch.float64), weight_vector(self.policy).cpu()
+            dist.recv(values, FIRST_TRAINER)
+            dist.recv(vector, FIRST_TRAINER)
+            self.received, self.outstanding = (values, vector), False

@@ -1,8 +1,9 @@
 """What is collected: the experience of N environments over T steps."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from rl.agent import Agent, Policy, call_with, weight_vector
 from rl.envs.functional import EnvState, TensorEnvs
 from rl.envs.step import Envs, Step
 from rl.execution import Execution
+from rl.joining import rank
 from rl.scan import scan
 from rl.seeding import ACTION, Noise
 
@@ -81,6 +83,23 @@ class Collector:
         """Starts an episode in every environment, whatever became of the last."""
         self.obs = self.envs.restart()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the environments are, for `torch.save`."""
+        return {"num_steps": int(self.num_steps), "envs": {"obs": self.obs.cpu(), **self.envs.state_dict()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there; says so where an environment did not come back to what it showed."""
+        self.num_steps.fill_(state["num_steps"])
+        saved = state["envs"]["obs"].to(self.envs.device)
+        obs = self.envs.load_state_dict(state["envs"], state["num_steps"])
+        self.obs = saved if obs is None else obs
+        if num_changed := int((self.obs != saved).any(-1).sum()):
+            print(
+                f"note: {num_changed} of {self.envs.num_envs} environments of rank {rank()} are not where they were:"
+                " this run goes on like the first one, and not exactly as it would have",
+                file=sys.stderr,
+            )
+
     def collect(self, num_steps: int) -> Rollout:
         """The rollout [T, N, ...] of the next T steps."""
         rows = []
@@ -109,6 +128,15 @@ class TensorCollector:
     def restart(self) -> None:
         """Starts an episode in every environment, whatever became of the last."""
         self.envs.state = self.envs.start(self.num_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the environments are, for `torch.save`."""
+        return {"num_steps": int(self.num_steps), "envs": self.envs.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there."""
+        self.num_steps.fill_(state["num_steps"])
+        self.envs.load_state_dict(state["envs"], state["num_steps"])
 
     def collect(self, num_steps: int) -> Rollout:
         """The rollout [T, N, ...] of the next T steps."""

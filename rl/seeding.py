@@ -4,6 +4,9 @@ An environment's noise depends on (seed, the environment's index over all ranks,
 is the same however its environments are spread over ranks.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,7 +17,7 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 
 ACTION, INITIAL, TRANSITION = 2, 5, 6  # the streams of `Noise`
-_ENVIRONMENT, _SHUFFLE, _EVALUATION = 1, 3, 4
+_ENVIRONMENT, _SHUFFLE, _EVALUATION, _EPISODE = 1, 3, 4, 7
 
 
 def derive(seed: int, *path: int) -> int:
@@ -25,6 +28,11 @@ def derive(seed: int, *path: int) -> int:
 def environment_seed(seed: int, env_index: int) -> int:
     """The seed (31 bits, what Gymnasium takes) of one environment; `env_index` counts over all ranks."""
     return derive(seed, _ENVIRONMENT, env_index) >> 32
+
+
+def episode_seed(environment: int, episode: int) -> int:
+    """The seed (31 bits) of one episode of the environment whose seed is `environment`, which is that of episode 0."""
+    return derive(environment, _EPISODE, episode) >> 32 if episode else environment
 
 
 def evaluation_seed(seed: int) -> int:
@@ -77,6 +85,14 @@ class Shuffle:
         """A rank's own stream of orders, or its part of the common one; drawn on the device that the rows are on."""
         self.generator = torch.Generator(device).manual_seed(derive(seed, _SHUFFLE, 0 if shared else rank))
         self.part, self.num_parts = (rank, world_size) if shared else (0, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next order depends on, for `torch.save`."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where the stream of that state was."""
+        self.generator.set_state(state["generator"])
 
     def order(self, num_rows: int) -> Tensor:
         """This rank's rows of the next epoch (int64), each row once over all parts."""

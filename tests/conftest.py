@@ -1,6 +1,7 @@
 """What every test is held to: it leaves nothing behind."""
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import tqdm
 
 import rl  # noqa: F401 (registers CustomEnv-v0)
+from rl.errors import exit_file
 
 tqdm.tqdm.monitor_interval = 0  # torch's compiler uses tqdm, whose monitor is a thread that never ends
 ROOT = Path(__file__).parent.parent
@@ -20,19 +22,24 @@ CACHES = {"__pycache__", ".mypy_cache", ".ruff_cache"}
 def variables() -> dict[str, str]:
     # torch's compiler leaves notes to itself there.
     set_by_others = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"}
+    set_by_others |= {"PYTORCH_NVML_BASED_CUDA_CHECK"}  # and Lightning there
     return {name: value for name, value in os.environ.items() if name not in set_by_others}
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     environment, files = variables(), set(os.listdir(ROOT)) - CACHES
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     threads = set(threading.enumerate())
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+    exit_file.path = None
     # Ranks that a test starts, and threads that torch starts here, share the machine's cores.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield
     monkeypatch.undo()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     # Python keeps its resource tracker, once it has started one, until it ends itself.
     assert [
         child for child in psutil.Process().children(recursive=True) if "resource_tracker" not in str(child.cmdline())

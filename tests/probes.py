@@ -110,6 +110,15 @@ class HugeReward(Probe):
         return 1e30
 
 
+class Unseeded(Probe):
+    """Random, and not by its seed."""
+
+    length = 7
+
+    def observe(self) -> Obs:
+        return np.random.default_rng().uniform(-1, 1, 1).astype(np.float32)
+
+
 class EndlessReward(Probe):
     """A time limit that the agent cannot see is no end: the value is that of rewards for ever."""
 
@@ -134,6 +143,7 @@ for probe, limit in (
     (RewardByContinuousAction, None),
     (NotANumber, None),
     (HugeReward, None),
+    (Unseeded, None),
     (EndlessReward, 5),
 ):
     gym.register(f"{probe.__name__}-v0", entry_point=probe, max_episode_steps=limit)

@@ -19,12 +19,13 @@ from tests import probes  # noqa: F401 (registers them)
 
 # fmt: off
 FLAGS = [
-    "activation_function", "anneal_lr", "capture_video", "clip_coef", "clip_vloss", "cuda", "ent_coef", "env_backend",
-    "env_id", "eval_episodes", "execution", "exp_name", "fp8", "gae_lambda", "gamma", "hidden_layers", "hidden_size",
+    "activation_function", "allow_import", "anneal_lr", "capture_video", "checkpoint_every", "clip_coef",
+    "clip_vloss", "cuda", "ent_coef", "env_backend", "env_id", "env_timeout", "eval_episodes", "execution",
+    "exp_name", "fp8", "gae_lambda", "gamma", "hidden_layers", "hidden_size", "keep_best", "keep_checkpoints",
     "learning_rate", "log_dir", "max_eval_steps", "max_grad_norm", "normalize_advantages", "num_envs", "num_steps",
-    "ortho_init", "per_rank_batch_size", "player_on_gpu", "precision", "report_episodes", "seed", "share_data",
-    "shared_encoder", "target_kl", "torch_deterministic", "total_episodes", "total_timesteps", "update_epochs",
-    "vectorization", "vf_coef",
+    "ortho_init", "per_rank_batch_size", "player_on_gpu", "precision", "rank_timeout", "report_episodes", "resume",
+    "seed", "share_data", "shared_encoder", "target_kl", "torch_deterministic", "total_episodes", "total_timesteps",
+    "update_epochs", "vectorization", "vf_coef",
 ]
 # fmt: on
 
@@ -125,7 +126,7 @@ BAD_INPUT = [
     ("--env-id nope-v0", "--env-id nope-v0: Environment `nope` doesn't exist"),
     ("--env-id LunarLander-v2", "--env-id LunarLander-v2: .*LunarLander-v3"),
     ("--env-id a:b:c", "--env-id 'a:b:c': must look like"),
-    ("--env-id no.such.module:Env-v0", "--env-id no.such.module:Env-v0: No module named 'no'"),
+    ("--env-id no.such.module:Env-v0 --allow-import", "--env-id no.such.module:Env-v0: No module named 'no'"),
     ("--env-id FrozenLake-v1", "--env-id FrozenLake-v1: its observation space is Discrete"),
     ("--env-id CustomEnv-v0 --log-dir /dev/null", "--log-dir /dev/null: no folder can be made there"),
     ("--log-dir /proc", "--log-dir /proc: no folder can be made there"),
@@ -160,8 +161,8 @@ def test_bad_input_is_answered_with_one_message_and_leaves_nothing(
     monkeypatch.setattr(sys, "argv", ["train_torch.py", *flags.split()])
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(SystemExit) as exit_:
-        command_line(train_torch.main, CONFIGS)
-    assert exit_.value.code == 2
+        command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
+    assert exit_.value.code == (73 if "--log-dir" in flags else 2)
     error = capfd.readouterr().err
     words = " ".join(error.replace("│", " ").split())
     assert re.search(message, words), error

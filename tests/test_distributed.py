@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rl.agent import Agent, Network
-from rl.distributed import Ranks, pack, rank, unpack
+from rl.distributed import Ranks, pack, unpack
 from rl.envs.spaces import DiscreteActions, Spaces
+from rl.joining import rank
 from rl.learners.ppo import PPO
 from rl.rollout import Rollout
 from rl.run.logger import Averages
@@ -51,7 +52,7 @@ def test_alone_nothing_is_sent() -> None:
 def _meet() -> tuple[object, ...]:
     own = torch.tensor([1.0 + rank(), 10.0])
     ranks = Ranks.of()
-    averages = Averages(torch.device("cpu"), ranks)
+    averages = Averages(torch.device("cpu"), ranks.sum)
     averages.add({"mean": own[0]})
     averages.add({"mean": own[0] + 2})
     averages.add({"sum": torch.tensor(6.0 * rank())}, count=torch.tensor(3 * rank()))

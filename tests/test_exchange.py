@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rl.agent import Agent, Network
-from rl.distributed import Ranks, rank
+from rl.distributed import Ranks
 from rl.envs.spaces import DiscreteActions, Spaces
-from rl.exchange import PLAYER, Exchange, padded
+from rl.exchange import PLAYER, Exchange, Order, padded
+from rl.joining import rank
 from rl.learners.ppo import PPO, Rows
 from rl.seeding import Shuffle
 from tests.ranks import in_ranks
@@ -50,15 +51,16 @@ def _both_ends(num_rows: int, shared: bool) -> tuple[object, ...] | None:
     rows, policy = make_rows(num_rows), agent()
     num_trainers = torch.distributed.get_world_size() - 1
     exchange = Exchange(
-        make_rows(1), ("loss", "kl"), num_rows=num_rows, num_trainers=num_trainers, shared=shared, pinned=False
+        policy, make_rows(1), ("loss", "kl"), num_rows=num_rows, num_trainers=num_trainers, shared=shared, pinned=False
     )
     if rank() == PLAYER:
         for _ in range(3):  # the buffers serve again
-            exchange.send_rows(rows)
-        metrics = exchange.receive_weights(policy)
+            exchange.send_rows(rows, Order(save=1, stop=15))
+        metrics = exchange.receive_weights()
         return metrics, [parameter.detach().clone() for parameter in policy.parameters()]
     for _ in range(3):
-        received = exchange.receive_rows()
+        received, order = exchange.receive_rows()
+        assert order == Order(save=1, stop=15)
     trainers = Ranks.of(group)
     shuffle = Shuffle(1, trainers.rank, trainers.size, shared=shared)
     epoch = next(PPO(per_rank_batch_size=10**6, update_epochs=1).minibatches(received, shuffle))
@@ -66,7 +68,7 @@ def _both_ends(num_rows: int, shared: bool) -> tuple[object, ...] | None:
     gradient = loss_gradient(DistributedDataParallel(policy, process_group=group), epoch)
     with torch.no_grad():
         policy.actor.bias += 1
-    exchange.send_weights(policy, {"kl": 0.25, "unused": 1.0, "loss": 3.0 + trainers.rank})
+    exchange.send_weights({"kl": 0.25, "unused": 1.0, "loss": 3.0 + trainers.rank})
     return tuple(received), tuple(epoch), num_minibatches, gradient
 
 

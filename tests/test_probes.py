@@ -9,7 +9,7 @@ import train_torch
 from rl.command_line import parse
 from rl.config import CONFIGS
 from rl.distributions import Categorical
-from rl.run.checkpoint import load_agent
+from rl.run.checkpoint import agent_of, read_checkpoint
 from tests import probes  # noqa: F401 (registers them)
 
 FLAGS = "--num-envs 16 --num-steps 16 --per-rank-batch-size 64 --total-timesteps 10000 --learning-rate 5e-3"
@@ -20,7 +20,7 @@ def train(tmp_path: Path, env_id: str, *flags: str) -> tuple[torch.Tensor, torch
     train_torch.main(parse([*FLAGS.split(), "--env-id", env_id, *flags], CONFIGS))
     (checkpoint,) = tmp_path.glob("logs/torch_logs/*/last.ckpt")
     with torch.no_grad():
-        distribution, value = load_agent(checkpoint)(torch.tensor([[0.0], [1.0], [-1.0]]))
+        distribution, value = agent_of(read_checkpoint(checkpoint))(torch.tensor([[0.0], [1.0], [-1.0]]))
     return value, distribution[0].exp() if isinstance(distribution, Categorical) else distribution[0]
 
 

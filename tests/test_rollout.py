@@ -9,7 +9,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rl.agent import Agent, Network
 from rl.envs.step import Envs
-from rl.envs.stepping import EnvConfig, Stepper, make_envs
+from rl.envs.stepper import Stepper
+from rl.envs.stepping import EnvConfig, make_envs
 from rl.rollout import Collector, Rollout, TensorCollector, make_collector
 
 

@@ -1,7 +1,7 @@
 """Environments written as five functions of batched tensors, and what steps N of them on any device."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -156,6 +156,16 @@ class TensorEnvs:
         """Has the tensors made on this device from the next reset on."""
         self.device = device
         return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """What brings the environments back to where they are, for `torch.save`; every value is [N, ...]."""
+        return {name: value.cpu() for name, value in self.state._asdict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any], num_steps: int) -> Tensor | None:
+        """Brings the environments back, after `num_steps` of the run: their observations [N, D]."""
+        self.num_steps = torch.full((), num_steps, dtype=torch.int64, device=self.device)
+        self.state = EnvState(*(state[name].to(self.device) for name in EnvState._fields))
+        return self.observe(self.state)
 
     def close(self) -> None:
         """Nothing runs on."""

@@ -1,6 +1,7 @@
 """The door between environments and everything else: what a step of N of them gives, as tensors, and who gives it."""
 
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +41,12 @@ class Envs(Protocol):
 
     def to(self, device: torch.device) -> Self:
         """Has the tensors made on this device from now on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What brings the environments back to where they are, for `torch.save`: values [N, ...], or a snapshot."""
+
+    def load_state_dict(self, state: Mapping[str, Any], num_steps: int) -> Tensor | None:
+        """Brings the environments back, after `num_steps` of the run: their observations [N, D], if they say them."""
 
     def close(self) -> None:
         """Ends what the environments keep running."""

@@ -1,24 +1,24 @@
-"""Makes the environments that the flags ask for, and steps Gymnasium's NumPy ones in tensors."""
+"""Makes the environments that the flags ask for."""
 
 import importlib
+import math
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import gymnasium as gym
-import numpy as np
-import torch
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from numpy.typing import NDArray
-from torch import Tensor
+from gymnasium.vector import AutoresetMode
 
+from rl.envs.episodes import EpisodeError, SeededEpisodes, replayable, worker
 from rl.envs.functional import TENSOR_ENVS, TensorEnvs
-from rl.envs.spaces import Spaces
-from rl.envs.step import Envs, Step
-from rl.errors import UserError, require
-from rl.seeding import environment_seed
+from rl.envs.snapshot import snapshots_suffice
+from rl.envs.step import Envs
+from rl.envs.stepper import Memory, Stepper
+from rl.errors import EnvError, UserError, require
+from rl.joining import rank
 
-ENV_ID = re.compile(r"([\w.]+:)?([\w.-]+/)?[\w.-]+")
+ENV_ID = re.compile(r"([A-Za-z_][\w.]*:)?([A-Za-z0-9_.-]+/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class EnvConfig:
     """How a rank steps its environments: sync, in turn; async, each in a process; auto, batched if they can be."""
     env_backend: Literal["gymnasium", "tensor"] = "gymnasium"
     """Gymnasium's environment, or the one of that id written in tensors, which lives on the learner's device."""
+    allow_import: bool = False
+    """Let --env-id import a module, and so run its code."""
+    env_timeout: float = 120.0
+    """Seconds that a step of the environments may take, before the run stops and names the one that hangs."""
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
@@ -44,6 +48,13 @@ class EnvConfig:
             "must look like CartPole-v1, namespace/Name-v0 or module:Name-v0",
         )
         require(
+            self.allow_import or ":" not in self.env_id,
+            "--env-id",
+            self.env_id,
+            f"imports, and so runs, the module {self.env_id.partition(':')[0]}; say --allow-import too if it may",
+        )
+        require(0 < self.env_timeout < math.inf, "--env-timeout", self.env_timeout, "must be a finite number above 0")
+        require(
             self.env_backend != "tensor" or self.vectorization == "auto",
             "--vectorization",
             self.vectorization,
@@ -51,93 +62,12 @@ class EnvConfig:
         )
 
 
-class Stepper:
-    """Steps N Gymnasium environments in tensors, whatever way they are batched and reset."""
-
-    def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any], env_id: str) -> None:
-        """Raises `UserError` where an agent cannot act on the spaces or nobody resets ended episodes."""
-        self.spaces = Spaces.of(env_id, envs.single_observation_space, envs.single_action_space)
-        self.envs = envs
-        self.num_envs = envs.num_envs
-        self.device = torch.device("cpu")
-        autoreset = envs.metadata.get("autoreset_mode")
-        if autoreset not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
-            raise UserError(f"--env-id {env_id}: its batched class has autoreset_mode {autoreset}; try --vectorization")
-        self.resets_in_next_step = autoreset == AutoresetMode.NEXT_STEP
-        self.resetting = np.zeros(self.num_envs, np.bool_)
-        self.running_return = np.zeros(self.num_envs)
-        self.running_length = np.zeros(self.num_envs)
-
-    def reset(self, seed: int, first_env: int = 0) -> Tensor:
-        """The first observations [N, D] (float32); `first_env` counts environments over all ranks."""
-        seeds = [environment_seed(seed, first_env + i) for i in range(self.num_envs)]
-        # A batched class of its own takes one seed for all; only Gymnasium's wrappers promise to take one each.
-        one_each = isinstance(self.envs, SyncVectorEnv | AsyncVectorEnv)
-        return self._reset(seeds if one_each else seeds[0])
-
-    def restart(self) -> Tensor:
-        """The first observations [N, D] of further episodes, one in every environment, whatever became of the last."""
-        return self._reset(None)
-
-    def _reset(self, seed: list[int] | int | None) -> Tensor:
-        obs, _ = self.envs.reset(seed=seed)  # type: ignore[arg-type]
-        self.resetting[:] = False
-        self.running_return[:] = self.running_length[:] = 0
-        return self._tensor(np.array(obs, np.float32))
-
-    def step(self, action: Tensor) -> Step:
-        """Acts once: actions [N] or [N, A] as the policy sampled them, put into the environment's terms here."""
-        result = self.envs.step(self.spaces.actions.to_env(action.cpu().numpy()))
-        # All copies: an environment may write its next step over this one's arrays.
-        obs = next_obs = np.array(result[0], np.float32)
-        reward = np.array(result[1], np.float32)
-        terminated, truncated = np.array(result[2], np.bool_), np.array(result[3], np.bool_)
-        ended = terminated | truncated
-        acted = ~self.resetting
-        self.running_return += reward
-        self.running_length += acted
-        if ended.any() and not self.resets_in_next_step:
-            next_obs = obs.copy()
-            next_obs[ended] = np.stack(result[4]["final_obs"][ended])
-        step = Step(
-            *map(
-                self._tensor,
-                (
-                    obs,
-                    next_obs,
-                    reward,
-                    terminated,
-                    truncated,
-                    acted.astype(np.float32),
-                    (self.running_return * ended).astype(np.float32),
-                    (self.running_length * ended).astype(np.float32),
-                ),
-            )
-        )
-        if self.resets_in_next_step:
-            self.resetting = ended
-        self.running_return *= ~ended
-        self.running_length *= ~ended
-        return step
-
-    def to(self, device: torch.device) -> "Stepper":
-        """Has the tensors made on this device from now on."""
-        self.device = device
-        return self
-
-    def close(self) -> None:
-        """Closes the environments, their processes included."""
-        self.envs.close()
-
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
-
-
-def make_envs(config: EnvConfig) -> Envs:
-    """The environments that the flags ask for.
+def make_envs(config: EnvConfig, *, training: bool = False) -> Envs:
+    """The environments that the flags ask for; those for training are watched, and come back after a resume.
 
     Raises:
         UserError: There is no such environment, or an agent cannot act on it.
+        EnvError: It cannot be made.
     """
     module, _, name = config.env_id.rpartition(":")
     try:
@@ -146,19 +76,50 @@ def make_envs(config: EnvConfig) -> Envs:
         if config.env_backend == "tensor":
             return make_tensor_envs(name, config.num_envs)
         native = config.vectorization == "auto" and gym.spec(name).vector_entry_point
-        envs = gym.make_vec(
-            config.env_id,
-            num_envs=config.num_envs,
-            vectorization_mode=None if native else "async" if config.vectorization == "async" else "sync",
-            vector_kwargs=None if native else {"autoreset_mode": AutoresetMode.SAME_STEP},
-        )
+        # Tried on one made here, where an error still has its cause.
+        memory, made_anew = probed(name) if training and not native else ("none", False)
+        envs = gym.make_vec(name, num_envs=config.num_envs, **how_batched(config, native=bool(native)))
     except (gym.error.Error, ImportError) as error:
         raise UserError(f"--env-id {config.env_id}: {error}") from error
+    except EpisodeError as error:
+        raise EnvError(f"--env-id {config.env_id}: {error}") from error
     try:
-        return Stepper(envs, config.env_id)
+        if native:
+            memory = "snapshot" if training and snapshots_suffice(envs) else "none"
+        else:
+            envs.set_attr("index", list(range(config.num_envs)))  # type: ignore[attr-defined]
+            envs.set_attr("made_anew", made_anew)  # type: ignore[attr-defined]
+        if training and memory == "none" and rank() == 0:
+            print(
+                f"note: --env-id {config.env_id}: does not do the same again after the same seed and actions; a resumed"
+                " run starts new episodes, so it is one like the uninterrupted run and not exactly that",
+                file=sys.stderr,
+            )
+        timeout = config.env_timeout if training else None
+        return Stepper(envs, config.env_id, seeded=not native, memory=memory, timeout_seconds=timeout)
     except UserError:
         envs.close()
         raise
+
+
+def probed(name: str) -> tuple[Memory, bool]:
+    """Whether episodes of a single environment can be played again, and if so, only in one that was made anew."""
+    env = SeededEpisodes(gym.make(name))
+    try:
+        return ("episodes" if replayable(env) else "none"), env.made_anew
+    finally:
+        env.close()
+
+
+def how_batched(config: EnvConfig, *, native: bool) -> dict[str, Any]:
+    """What `gymnasium.make_vec` has to be told beside the environment and how many."""
+    if native:
+        return {"vectorization_mode": None}
+    kwargs: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    if config.vectorization == "async":
+        kwargs["worker"] = worker
+    mode = "async" if config.vectorization == "async" else "sync"
+    return {"vectorization_mode": mode, "wrappers": (SeededEpisodes,), "vector_kwargs": kwargs}
 
 
 def make_tensor_envs(env_id: str, num_envs: int) -> TensorEnvs:

@@ -2,9 +2,9 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,6 +74,14 @@ class ActorCritic(Learner[Sums, Transitions]):
     def replay(self) -> Replay[Transitions]:
         """This rank's replay buffer."""
         return Replay(self.buffer_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The replay buffer."""
+        return self.replay.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Fills the replay buffer again."""
+        self.replay.load_state_dict(state, Transitions)
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Sums:
         """Nothing but weights: a value of the present critic would be old when it is drawn."""

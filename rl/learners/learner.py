@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -73,6 +73,13 @@ class Learner(ABC, Generic[EstimatesType, RowsType]):
     @abstractmethod
     def loss(self, agent: Policy, rows: RowsType) -> tuple[Tensor, Metrics]:
         """The scalar to minimise over a minibatch [b, ...], and what to log of it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank's learner remembers from one update to the next, for `torch.save`."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Remembers it again."""
 
     def should_stop(self, metrics: Metrics, mean_over_ranks: Callable[[Tensor], Tensor]) -> bool:
         """Whether to end this update after a gradient step that said this; all ranks get the same answer."""

@@ -27,6 +27,8 @@ class Replay(Generic[Rows]):
         if self.kept is None:
             fields = (field.new_zeros(self.capacity, *field.shape[1:]) for field in rows)
             self.kept = type(rows)(*fields)
+        elif self.kept[0].device != rows[0].device:  # it has been read from a checkpoint
+            self.kept = type(rows)(*(field.to(rows[0].device) for field in self.kept))
         num_rows, device = len(rows[0]), rows[0].device
         # Of more rows than there is room for, the last ones: no place is written twice.
         first = max(0, num_rows - self.capacity)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,15 @@ class Finite:
         self.ranks = ranks
         self.num_steps, self.num_envs = 0, 1
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)  # step · N + environment
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far."""
+        return {"num_steps": self.num_steps, "num_envs": self.num_envs, "first_bad": self.first_bad.cpu()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there."""
+        self.num_steps, self.num_envs = state["num_steps"], state["num_envs"]
+        self.first_bad.copy_(state["first_bad"])
 
     def look(self, rollout: Rollout) -> dict[str, Tensor]:
         """How many rows of a rollout hold an observation or a reward that is not finite."""

@@ -2,10 +2,11 @@
 
 import contextlib
 import functools
+import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +15,6 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
-
-from rl.distributed import Ranks
 
 
 class Logger(Protocol):
@@ -27,21 +26,58 @@ class Logger(Protocol):
     def log_hyperparams(self, params: Any, metrics: Any, step: int) -> None:
         """Writes the flags of the run and the scalars that they led to."""
 
+    def save(self) -> None:
+        """Writes what is pending."""
+
     def finalize(self, status: str) -> None:
         """Writes what is pending and closes the files."""
+
+
+class Guarded:
+    """A `Logger` whose trouble with the disk ends the log, and not the run."""
+
+    def __init__(self, logger: Logger) -> None:
+        """The one that may have trouble."""
+        self.logger: Logger | None = logger
+
+    def log_metrics(self, metrics: Any, step: int) -> None:
+        """Writes scalars."""
+        self._attempt(lambda logger: logger.log_metrics(metrics, step))
+
+    def log_hyperparams(self, params: Any, metrics: Any, step: int) -> None:
+        """Writes the flags of the run and the scalars that they led to."""
+        self._attempt(lambda logger: logger.log_hyperparams(params, metrics, step))
+
+    def save(self) -> None:
+        """Writes what is pending."""
+        self._attempt(lambda logger: logger.save())
+
+    def finalize(self, status: str) -> None:
+        """Writes what is pending and closes the files."""
+        self._attempt(lambda logger: logger.finalize(status))
+
+    def _attempt(self, write: Callable[[Logger], None]) -> None:
+        if self.logger is None:
+            return
+        try:
+            write(self.logger)
+        except OSError as error:
+            self.logger = None
+            print(f"note: the log ends here, the run does not: {error}", file=sys.stderr)
 
 
 class TensorBoardWriter:
     """TensorBoard's own writer as a `Logger`, for the program that does without Lightning."""
 
-    def __init__(self, folder: Path) -> None:
-        """Opens an event file in the folder when there is something to write."""
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        """Opens an event file in the folder when there is something to write; it hides what came after `purge_step`."""
         self.folder = folder
+        self.purge_step = purge_step
 
     @functools.cached_property
     def writer(self) -> SummaryWriter:
         """TensorBoard's writer."""
-        return SummaryWriter(str(self.folder))
+        return SummaryWriter(str(self.folder), purge_step=self.purge_step)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Writes scalars."""
@@ -56,6 +92,10 @@ class TensorBoardWriter:
         for summary in hparams(plain, metrics):  # type: ignore[no-untyped-call]
             self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
+    def save(self) -> None:
+        """Writes what is pending."""
+        self.writer.flush()
+
     def finalize(self, status: str) -> None:
         """Writes what is pending and closes the file."""
         self.writer.close()
@@ -64,10 +104,10 @@ class TensorBoardWriter:
 class Averages:
     """Means over the records of an update and over all ranks; the tensors stay on their device until they are asked."""
 
-    def __init__(self, device: torch.device, ranks: Ranks) -> None:
+    def __init__(self, device: torch.device, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
         """`device` is one that the ranks can reduce over."""
         self.device = device
-        self.ranks = ranks
+        self.sum_over_ranks = sum_over_ranks
         self.records: dict[tuple[str, ...], list[tuple[Tensor | float, ...]]] = {}
 
     def add(self, metrics: Mapping[str, Tensor | float], count: Tensor | float = 1.0) -> None:
@@ -84,7 +124,7 @@ class Averages:
     def take(self) -> dict[str, float]:
         """The means since the last call, without those of nothing; one reduction and one transfer to the host."""
         totals = torch.cat([self._total(records) for records in self.records.values()])
-        values = iter(self.ranks.sum(totals).tolist())
+        values = iter(self.sum_over_ranks(totals).tolist())
         means: dict[str, float] = {}
         for names in self.records:
             count = next(values)
@@ -96,6 +136,23 @@ class Averages:
         self.records = {}
         return means
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was recorded since the last `take`, as it is, so that its mean is the same to the bit."""
+        return {
+            "names": [list(names) for names in self.records],
+            "records": [[_columns(column) for column in zip(*rows, strict=True)] for rows in self.records.values()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Has been recorded here."""
+        self.records = {
+            tuple(names): list(zip(*(self._column(column) for column in columns), strict=True))
+            for names, columns in zip(state["names"], state["records"], strict=True)
+        }
+
+    def _column(self, column: Tensor | list[float]) -> list[Tensor] | list[float]:
+        return list(column.to(self.device).unbind()) if isinstance(column, Tensor) else column
+
     def _total(self, records: list[tuple[Tensor | float, ...]]) -> Tensor:
         """The sum of records of one kind (float64), with one operation for all tensors of a name: there are many."""
         columns = (
@@ -105,6 +162,12 @@ class Averages:
             for column in zip(*records, strict=True)
         )
         return torch.stack([column.double().sum() for column in columns])
+
+
+def _columns(column: tuple[Tensor | float, ...]) -> Tensor | list[Tensor | float]:
+    """One name's values in a form that can be kept: all are tensors, or all are numbers."""
+    tensors = [value for value in column if isinstance(value, Tensor)]
+    return torch.stack(tensors).cpu() if tensors else list(column)
 
 
 class Episodes:
@@ -122,21 +185,39 @@ class Episodes:
         while sum(n for n, _ in self.recent) - self.recent[0][0] >= 100:
             self.recent.popleft()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The number and the last hundred."""
+        return {"number": self.number, "recent": [list(pair) for pair in self.recent]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on counting from there."""
+        self.number, self.recent = state["number"], deque((n, value) for n, value in state["recent"])
+
     def mean_return(self) -> float:
         """Of the last hundred, or a few more that ended together with them; not a number if there was none."""
         total = sum(number * value for number, value in self.recent)
         return total / number if (number := sum(n for n, _ in self.recent)) else float("nan")
 
 
+def say(text: str) -> None:
+    """Prints for people; that nobody listens any more is no reason to end a run."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python's own end flushes again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Progress:
     """A progress bar in a terminal, some ten plain lines elsewhere, or in either a line after so many episodes."""
 
-    def __init__(self, total_steps: int, report_episodes: int | None = None) -> None:
-        """`total_steps` of all ranks."""
+    def __init__(self, total_steps: int, report_episodes: int | None = None, first_step: int = 0) -> None:
+        """`total_steps` of all ranks, of which `first_step` are behind a resumed run."""
         self.total_steps = total_steps
         self.report_episodes = report_episodes
-        self.num_lines = 0
-        self.bar = tqdm(total=total_steps, unit=" steps", unit_scale=True) if sys.stderr.isatty() else None
+        self.num_lines = 0 if report_episodes else 10 * first_step // total_steps
+        bar = functools.partial(tqdm, total=total_steps, initial=first_step, unit=" steps", unit_scale=True)
+        self.bar = bar() if sys.stderr.isatty() else None
 
     def show(self, step: int, episodes: Episodes, steps_per_second: float) -> None:
         """Shows how far the run is, the mean return of the episodes that ended last, and the speed."""
@@ -148,7 +229,7 @@ class Progress:
             now = f"{episodes.number:,} episodes, {now}" if every else now
             line = f"{now}, {text}, {steps_per_second:,.0f} steps/s"
             if self.bar is None:
-                print(line, flush=True)
+                say(line)
             else:
                 tqdm.write(line)
         if self.bar is not None:

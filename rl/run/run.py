@@ -5,92 +5,118 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from signal import Signals
+from typing import Any
 
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from rl.agent import Agent
 from rl.config import Config
-from rl.distributed import Ranks, rank, world_size
+from rl.distributed import Ranks
 from rl.envs.stepping import make_envs
-from rl.errors import UserError
+from rl.errors import DiskError, StopError, exit_file
 from rl.execution import Execution
+from rl.joining import rank, world_size
 from rl.learners.learner import AnyLearner
 from rl.rollout import Rollout
-from rl.run.checkpoint import save_checkpoint
+from rl.run.checkpoint import FORMAT
 from rl.run.evaluation import Evaluation, evaluate, record_video
 from rl.run.finite import Finite
-from rl.run.logger import Averages, Episodes, Logger, Progress
+from rl.run.folder import BEST, LAST, RunFolder
+from rl.run.logger import Averages, Episodes, Guarded, Logger, Progress, say
+from rl.run.requests import Agreement, Requests
+from rl.run.state import State, Stateful
 from rl.seeding import evaluation_seed
 
 MAX_LOG_POINTS = 1000  # of a run: to log an update takes a millisecond, and small updates take little more
-
-
-def make_run_folder(config: Config[AnyLearner], program: str) -> Path:
-    """A new folder for this run below `program`'s in the log folder; rank 0 makes it.
-
-    Raises:
-        UserError: It cannot be made.
-    """
-    started_at = time.strftime("%Y-%m-%d_%H-%M-%S")
-    env_name = config.env.env_id.replace(":", "_").replace("/", "_")
-    folder = Path(config.log_dir) / program / f"{env_name}_{config.exp_name}_seed{config.seed}_{started_at}"
-    if rank() == 0:
-        try:
-            # Runs that start in the same second are told apart by a number.
-            for suffix in ("", *(f"_{number}" for number in range(2, 100))):
-                with contextlib.suppress(FileExistsError):
-                    numbered = folder.with_name(folder.name + suffix)
-                    numbered.mkdir(parents=True)
-                    return numbered
-        except OSError as error:
-            raise UserError(f"--log-dir {config.log_dir}: no folder can be made there: {error.strerror}") from error
-        raise UserError(f"--log-dir {config.log_dir}: {folder} and 98 more of its name are there already")
-    return folder
+MAX_FAILED_WRITES = 3  # in a row, before the run gives up
+MAX_EVALUATION_SHARE = 0.01  # of the run's time, for evaluations at checkpoints
 
 
 class Run:
-    """A training run as its user sees it: log, progress bar, checkpoint, evaluation, summary."""
+    """A training run as its user sees it: log, progress bar, checkpoints, stops, evaluation, summary."""
 
     def __init__(
         self,
         config: Config[AnyLearner],
         policy: Agent,
-        folder: Path,
+        folder: RunFolder,
         logger: Logger,
         ranks: Ranks,
         execution: Execution,
+        state: State,
+        weights: Tensor | None = None,
     ) -> None:
-        """Every rank that plays makes one; rank 0's speaks and writes."""
+        """Every rank that plays makes one; rank 0's speaks and writes.
+
+        `weights` is the vector that must be the same on all `ranks`.
+        """
         self.config = config
         self.policy = policy
         self.folder = folder
-        self.logger = logger
+        self.logger = Guarded(logger)
+        self.everyone = Ranks.of()
         self.execution = execution
+        self.state = state
         self.device = policy.critic.weight.device
-        self.averages = Averages(self.device, ranks)
+        self.averages = Averages(self.device, ranks.sum)
         self.finite = Finite(config.env.env_id, ranks, self.device)
         self.episodes = Episodes()
-        learner = config.learner
-        total = config.total_timesteps if learner.whole_episodes else config.num_updates() * config.steps_per_update()
-        self.progress = Progress(total, config.report_episodes) if rank() == 0 else None
+        self.requests = Requests()
+        self.agreement = Agreement(ranks, self.requests, weights)
+        self.progress: Progress | None = None
+        self.update = 0
         self.seconds = 0.0
         self.step = 0
         self.skipped_steps = 0.0
+        self.best_return = -math.inf
+        self.evaluation_seconds = 0.0
+        self.failed_writes = 0
+        self.saved_at = time.monotonic()
+        state.own["run"] = self
 
     def __enter__(self) -> Self:
-        """Keeps the flags."""
+        """Goes on from the checkpoint, if there is one; keeps the flags; notes signals from now on."""
+        if self.folder.checkpoint is not None:
+            self.state.load(self.folder.checkpoint["ranks"], self.everyone)
         if rank() == 0:
-            (self.folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2))
+            learner = self.config.learner
+            updates = self.config.num_updates() * self.config.steps_per_update()
+            total = self.config.total_timesteps if learner.whole_episodes else updates
+            self.progress = Progress(total, self.config.report_episodes, self.step)
+            (self.folder.path / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2))
+        self.requests.__enter__()
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         """Closes progress bar and log."""
+        self.requests.__exit__(error)
         if self.progress is not None:
             self.progress.close()
             self.logger.finalize("success" if error is None else "failed")
+        self.folder.release()
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the run is."""
+        names = ("update", "seconds", "step", "skipped_steps", "best_return", "evaluation_seconds")
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        return {name: getattr(self, name) for name in names} | parts
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there."""
+        parts = self._parts()
+        for name, value in state.items():
+            if name in parts:
+                parts[name].load_state_dict(value)
+            else:
+                setattr(self, name, value)
+
+    def _parts(self) -> dict[str, Stateful]:
+        return {"episodes": self.episodes, "averages": self.averages, "finite": self.finite}
 
     def updates(self) -> Iterator[float]:
         """Counts the updates of the run, as the fraction of it that is done; logs them, some together if many.
@@ -98,41 +124,131 @@ class Run:
         Raises:
             EnvError: An observation or a reward was not finite.
             NumericError: A loss or a gradient was not finite.
+            RanksError: The weights of two ranks are not the same any more.
+            DiskError: Checkpoints cannot be written.
+            StopError: A signal asked for it; a checkpoint has been written.
         """
         num_updates = self.config.num_updates()
         # How long whole episodes take is known once they have ended, so that every update is asked.
         updates_per_point = 1 if self.config.learner.whole_episodes else math.ceil(num_updates / MAX_LOG_POINTS)
         began_at, compiled = time.perf_counter(), self.execution.compile_seconds
-        for update in range(num_updates):
-            yield self._fraction_done(update / num_updates)
-            if (update + 1) % updates_per_point != 0 and update not in (0, num_updates - 1):
-                continue
-            metrics = self.averages.take()
-            self.finite.check(metrics, update + 1)
-            del metrics["Count/bad_rows"]
-            ended_at, compile_seconds = time.perf_counter(), self.execution.compile_seconds
-            seconds = ended_at - began_at - (compile_seconds - compiled)
-            began_at, compiled = ended_at, compile_seconds
-            self.seconds += seconds
-            self.step += round(metrics["Count/steps"])
-            self.episodes.add(round(metrics["Count/episodes"]), metrics.get("Rewards/rew_avg", 0.0))
-            self.skipped_steps += metrics.get("Count/skipped_steps", 0.0)
-            if self.progress is not None:
-                if compiled > 0:
-                    metrics["Time/compile_seconds"] = compiled
-                self._show(self.progress, metrics, metrics["Count/steps"] / seconds)
-                # Early changes are the large ones: a film after updates 1, 2, 4, 8, …
-                if self.config.capture_video and (update + 1).bit_count() == 1:
-                    self._film("train_videos", f"step_{self.step}")
-            if self._fraction_done(0.0) >= 1:
-                break
+        self.requests.in_loop = True
+        while self.update < num_updates and (done := self._fraction_done(self.update / num_updates)) < 1:
+            if rank() == 0 and self.config.keep.due(self.update + 1, time.monotonic() - self.saved_at):
+                self.requests.save = True
+            yield done
+            self.update += 1
+            is_point = self.update % updates_per_point == 0 or self.update in (1, num_updates)
+            if is_point or self.device.type == "cpu":
+                self.agreement.look()
+                self._check_agreement()
+            if is_point:
+                ended_at, compile_seconds = time.perf_counter(), self.execution.compile_seconds
+                seconds = ended_at - began_at - (compile_seconds - compiled)
+                began_at, compiled = ended_at, compile_seconds
+                self._log(seconds)
+            if self.agreement.save or self.agreement.stop:
+                self._save_or_stop()
+        self.requests.in_loop = False
 
-    def _show(self, progress: Progress, metrics: dict[str, float], steps_per_second: float) -> None:
-        metrics["Time/step_per_second"] = steps_per_second
-        if self.episodes.number > 0:
-            metrics["Rewards/last_100_episodes"] = self.episodes.mean_return()
-        self.logger.log_metrics(metrics, self.step)
-        progress.show(self.step, self.episodes, steps_per_second)
+    def _check_agreement(self) -> None:
+        self.agreement.check(self.update)
+        if self.agreement.failed:
+            raise DiskError(
+                f"{self.folder.path}: no checkpoint could be written {MAX_FAILED_WRITES} times in a row; the last one"
+                " that could is still there"
+            )
+
+    def _log(self, seconds: float) -> None:
+        """Logs the updates since the last time, which took so long."""
+        metrics = self.averages.take()
+        self.finite.check(metrics, self.update)
+        del metrics["Count/bad_rows"]
+        self.seconds += seconds
+        self.step += round(metrics["Count/steps"])
+        self.episodes.add(round(metrics["Count/episodes"]), metrics.get("Rewards/rew_avg", 0.0))
+        self.skipped_steps += metrics.get("Count/skipped_steps", 0.0)
+        if self.progress is not None:
+            if self.execution.compile_seconds > 0:
+                metrics["Time/compile_seconds"] = self.execution.compile_seconds
+            metrics["Time/step_per_second"] = steps_per_second = metrics["Count/steps"] / seconds
+            if self.episodes.number > 0:
+                metrics["Rewards/last_100_episodes"] = self.episodes.mean_return()
+            self.logger.log_metrics(metrics, self.step)
+            self.progress.show(self.step, self.episodes, steps_per_second)
+            # Early changes are the large ones: a film after updates 1, 2, 4, 8, …
+            if self.config.capture_video and self.update.bit_count() == 1:
+                self._film("train_videos", f"step_{self.step}")
+
+    def _save_or_stop(self) -> None:
+        path = self._save(f"checkpoints/update_{self.update:010}.ckpt")
+        if self.agreement.stop:
+            name = Signals(self.agreement.stop).name
+            kept = f"the checkpoint is {path}" if path else "no checkpoint could be written"
+            raise StopError(
+                self.agreement.stop,
+                f"{name} after update {self.update:,}, {self.step:,} steps; {kept}; to go on: --resume"
+                f" {self.folder.path}",
+            )
+
+    def _save(self, name: str) -> Path | None:
+        """Writes a checkpoint of all ranks' states; if it cannot be, says so and leaves the one before."""
+        is_best = rank() == 0 and self._is_best()
+        parts = self.state.gather(self.everyone, leads=rank() == 0, device=self.device)
+        self.agreement.saved()
+        self.saved_at = time.monotonic()
+        if rank() != 0:
+            return self.folder.path / name
+        self.logger.save()
+        try:
+            content = self._content(parts)
+            path = self.folder.write(name, content)
+            if is_best:
+                self.folder.write(BEST, content)
+            self.folder.forget(self.config.keep.keep_checkpoints)
+        except OSError as error:
+            self.failed_writes += 1
+            self.requests.failed = self.failed_writes >= MAX_FAILED_WRITES
+            say(f"note: {self.folder.path / name} cannot be written: {error.strerror}; the one before it is kept")
+            return None
+        self.failed_writes = 0
+        return path
+
+    def _content(self, parts: list[Tensor]) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            # On the CPU, so that a machine without a GPU can read it.
+            "agent": {name: value.cpu() for name, value in self.policy.state_dict().items()},
+            "spaces": asdict(self.policy.spaces),
+            "config": self.config.to_dict(),
+            "learner": self.config.learner_name(),
+            "num_players": self.config.num_players(),
+            "torch": str(torch.__version__),
+            "run": {"update": self.update, "step": self.step, "complete": not self.requests.in_loop},
+            "ranks": parts,
+        }
+
+    def _is_best(self) -> bool:
+        """Whether the agent is better than at any checkpoint before; not asked where that would take too long."""
+        if not self.config.keep.keep_best or self.evaluation_seconds > MAX_EVALUATION_SHARE * self.seconds:
+            return False
+        before = self.best_return
+        self.best_return = max(before, self._evaluate().total_return.mean().item())
+        return self.best_return > before
+
+    def _evaluate(self) -> Evaluation:
+        """Plays greedy episodes with the agent as it is."""
+        began_at = time.perf_counter()
+        envs = make_envs(replace(self.config.env, num_envs=self.config.eval_episodes, vectorization="sync"))
+        evaluation = evaluate(
+            self.policy,
+            envs.to(self.device),
+            seed=evaluation_seed(self.config.seed),
+            max_steps=self.config.max_eval_steps,
+        )
+        envs.close()
+        self.evaluation_seconds += time.perf_counter() - began_at
+        return evaluation
 
     def _fraction_done(self, of_updates: float) -> float:
         """Of the steps or the episodes of the run, whichever comes first."""
@@ -156,29 +272,32 @@ class Run:
         self.record(self.finite.look(rollout))
 
     def finish(self) -> None:
-        """Rank 0 saves the agent, evaluates it and says where everything is."""
+        """Keeps the end of the run; rank 0 evaluates the agent and says where everything is.
+
+        Raises:
+            DiskError: The end cannot be kept.
+        """
+        path = self._save(LAST)
         if self.progress is None:
             return
+        if path is None:
+            raise DiskError(f"{self.folder.path / LAST}: cannot be written; the last checkpoint is still there")
         self.progress.close()  # what follows is printed below it
-        save_checkpoint(self.folder / "last.ckpt", self.policy, self.config.to_dict())
-        envs = make_envs(replace(self.config.env, num_envs=self.config.eval_episodes, vectorization="sync"))
-        evaluation = evaluate(
-            self.policy,
-            envs.to(self.device),
-            seed=evaluation_seed(self.config.seed),
-            max_steps=self.config.max_eval_steps,
-        )
-        envs.close()
+        evaluation = self._evaluate()
         reached = {"Test/cumulative_reward": evaluation.total_return.mean().item()}
         self.logger.log_hyperparams(self.config.flags(), reached, self.step)
         if self.config.capture_video:
             self._film("test_videos", "greedy")
-        print(self._summary(evaluation))
+        say(self._summary(evaluation))
+        exit_file.write(0, "complete")
 
     def _film(self, folder: str, name: str) -> None:
-        path = self.folder / folder / f"{name}.mp4"
+        path = self.folder.path / folder / f"{name}.mp4"
         seed, max_steps = evaluation_seed(self.config.seed), self.config.max_eval_steps
-        record_video(self.policy, self.config.env, path, seed=seed, max_steps=max_steps)
+        try:
+            record_video(self.policy, self.config.env, path, seed=seed, max_steps=max_steps)
+        except OSError as error:
+            say(f"note: {path} cannot be written: {error}")
 
     def _summary(self, evaluation: Evaluation) -> str:
         returns, num_cut = evaluation.total_return, int(evaluation.unfinished.sum())
@@ -196,7 +315,7 @@ class Run:
                 f" {self.episodes.number:,} episodes",
                 *([f"  skipped          {self.skipped_steps:,.0f} steps whose gradient overflowed"] * skipped),
                 f"  speed            {self.step / self.seconds:,.0f} steps/s on {world_size()} rank(s){compiling}",
-                f"  logs and agent   {self.folder}",
-                f"  to see the logs  tensorboard --logdir {self.folder.parent}",
+                f"  logs and agent   {self.folder.path}",
+                f"  to see the logs  tensorboard --logdir {self.folder.path.parent}",
             )
         )

@@ -9,7 +9,8 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
-from rl.envs.stepping import EnvConfig, Stepper, make_envs
+from rl.envs.stepper import Stepper
+from rl.envs.stepping import EnvConfig, make_envs
 from rl.errors import UserError
 from tests.probes import Probe
 

@@ -32,10 +32,15 @@ def decoupled(*flags: str, ranks: int = 3, options: tuple[str, ...] = ()) -> sub
 
 def fabric_command(program: str, *flags: str, ranks: int, options: tuple[str, ...] = ()) -> list[str]:
     """`fabric run` of a program, on a port of its own."""
+    port = f"--main-port={free_port()}"
+    return [str(BIN / "fabric"), "run", f"--devices={ranks}", port, *options, str(ROOT / program), *flags]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = f"--main-port={free.getsockname()[1]}"
-    return [str(BIN / "fabric"), "run", f"--devices={ranks}", port, *options, str(ROOT / program), *flags]
+        return int(free.getsockname()[1])
 
 
 def torchrun(*flags: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
@@ -101,3 +106,8 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """(step, value) pairs of every scalar of a run."""
     events = EventAccumulator(str(folder)).Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def log_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The scalars of a run that do not tell how long something took."""
+    return {tag: series for tag, series in scalars(folder).items() if not tag.startswith("Time/")}

@@ -4,19 +4,39 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import rl
 import train_torch
 from rl.command_line import parse
 from rl.config import CONFIGS
 from rl.distributed import Ranks
+from rl.envs.custom import CustomTensorEnv
 from rl.errors import EnvError, NumericError
 from rl.optimization import Weights, gradient_metrics, make_adam
 from rl.run.finite import Finite
+from rl.seeding import environment_seed
 from tests import probes  # noqa: F401 (registers them)
 
 FLAGS = "--num-envs 5 --num-steps 4 --total-timesteps 2000 --eval-episodes 1 --execution eager"
 OK = {"Count/bad_rows": 0.0, "Loss/policy_loss": 1.0, "Info/grad_norm": 2.0}
+
+
+class NotANumberInTensors(CustomTensorEnv):
+    """Environment 3 of 5 sees one at step 6."""
+
+    def initial(self, noise: Tensor) -> Tensor:
+        return torch.arange(len(noise)).view(-1, 1) * torch.tensor([[0.0, 1.0]])  # the number of each
+
+    def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+        state = state + torch.tensor([1.0, 0.0])
+        return torch.where((state == torch.tensor([6.0, 3.0])).all(-1, keepdim=True), torch.nan, state)
+
+    def terminal(self, state: Tensor) -> Tensor:
+        return state[:, 0] > 100
+
+
+rl.register_tensor_env("NotANumberInTensors-v0", NotANumberInTensors)
 
 
 def train(env_id: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Weights, str]:
@@ -29,16 +49,24 @@ def train(env_id: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Weights, str]:
             made.append(self)
 
     monkeypatch.setattr(train_torch, "Weights", Kept)
-    error = EnvError if env_id == "NotANumber-v0" else NumericError
+    error = EnvError if env_id.startswith("NotANumber") else NumericError
     with pytest.raises(error) as raised:
-        train_torch.main(parse([*FLAGS.split(), "--env-id", env_id], CONFIGS))
+        train_torch.main(parse([*FLAGS.split(), "--env-id", *env_id.split()], CONFIGS))
     return made[0], str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("env_id", "message"),
     [
-        ("NotANumber-v0", "environment 3 of rank 0 gave an observation or a reward that is not finite at its step 3;"),
+        (
+            "NotANumber-v0",
+            "environment 3 gave an observation or a reward that is not finite: [nan], 1, at step 3 of the episode that"
+            f" reset(seed={environment_seed(1, 3)}) starts (rank 0, step 3 of the run)",
+        ),
+        (
+            "NotANumberInTensors-v0 --env-backend tensor",
+            "environment 3 of rank 0 gave an observation or a reward that is not finite at its step 6; must be finite",
+        ),
         ("HugeReward-v0", "Loss/value_loss is inf in update 1 or just before it; try a lower --learning-rate"),
     ],
 )

@@ -72,7 +72,7 @@ def test_the_mean_return_is_that_of_the_last_hundred_episodes_or_a_few_more() ->
 
 
 def test_counts_are_sums_over_an_update_while_the_rest_are_means() -> None:
-    averages = Averages(torch.device("cpu"), Ranks())
+    averages = Averages(torch.device("cpu"), Ranks().sum)
     for number in (3.0, 5.0):
         averages.add({"Count/episodes": torch.tensor(number), "Loss/policy_loss": number})
     assert averages.take() == {"Count/episodes": 8.0, "Loss/policy_loss": 4.0}

@@ -1,0 +1,42 @@
+"""When a run's state is kept, how often, and what a run goes on from."""
+
+import re
+from dataclasses import dataclass
+
+from rl.errors import require
+
+UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}  # seconds
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is kept of a run while it trains."""
+
+    resume: str | None = None
+    """Go on with a run: its folder, one of its checkpoints, or auto for the newest run of this environment, --exp-name
+    and --seed, if there is one. Flags are the run's own where they are not given."""
+    checkpoint_every: str = "10min"
+    """Time between checkpoints (90s, 10min, 2h), or the number of updates (50)."""
+    keep_checkpoints: int = 3
+    """How many of the newest periodic checkpoints stay."""
+    keep_best: bool = True
+    """Evaluate at checkpoints (for a hundredth of the time at the most), and keep the best agent in best.ckpt."""
+
+    def check(self) -> None:
+        """Raises `UserError` for a value that cannot work."""
+        require(
+            (interval := self._interval()) is not None and interval[0] > 0,
+            "--checkpoint-every",
+            repr(self.checkpoint_every),
+            "must be a time above 0 such as 90s, 10min or 2h, or a number of updates such as 50",
+        )
+        require(self.keep_checkpoints >= 1, "--keep-checkpoints", self.keep_checkpoints, "must be at least 1")
+
+    def due(self, num_updates: int, seconds: float) -> bool:
+        """Whether to write one after so many updates of the run, and so long after the last one."""
+        number, unit = self._interval() or (0.0, "")
+        return seconds >= number * UNITS[unit] if unit else num_updates % int(number) == 0
+
+    def _interval(self) -> tuple[float, str] | None:
+        match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)(s|min|h)", self.checkpoint_every)
+        return (float(match[1] or match[2]), match[3] or "") if match else None

@@ -1,0 +1,131 @@
+"""What signals ask of a run, and how its ranks agree on it before any of them acts."""
+
+import signal
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from rl.distributed import Ranks
+from rl.errors import RanksError, StopError
+
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SAVE = signal.SIGUSR1
+SECOND_TIME_SECONDS = 1.0  # a launcher hands a terminal's Ctrl-C on to ranks that have had it already
+SAID = ("Asked/stop", "Asked/save", "Asked/drifted")
+PIECE_BITS = 20  # of a checksum: sums of squares of such numbers are exact in float64
+
+
+class Requests:
+    """Notes signals until the end of an update; without a loop to end, a stop is at once."""
+
+    def __init__(self) -> None:
+        """Nothing is asked so far."""
+        self.stop = 0  # the number of the signal that asked for it
+        self.stop_at = 0.0
+        self.save = False
+        self.failed = False
+        self.in_loop = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Takes the signals over; one that whoever started this process has it ignore stays ignored, but SIGINT."""
+        for number in (*STOPS, SAVE):
+            before = signal.getsignal(number)
+            if before is not signal.SIG_IGN or number == signal.SIGINT:
+                self.before[number] = before
+                signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, error: type[BaseException] | None = None, *_: object) -> None:
+        """Gives the signals back; after an error they are ignored, so that a launcher's do not cut off what it says."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler if error is None else signal.SIG_IGN)
+        self.before.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == SAVE:
+            self.save = True
+        elif not self.in_loop:
+            raise StopError(number, f"{signal.Signals(number).name}, outside of the updates: nothing is lost")
+        elif number == signal.SIGINT and self.stop and time.monotonic() - self.stop_at > SECOND_TIME_SECONDS:
+            raise KeyboardInterrupt
+        elif not self.stop:
+            self.stop, self.stop_at = number, time.monotonic()
+
+
+class Agreement:
+    """What all ranks know at the end of an update: it travels with a sum that they take anyway.
+
+    Beside what was asked of any of them, a checksum of the weights tells whether they are still the same everywhere.
+    """
+
+    def __init__(self, ranks: Ranks, requests: Requests, weights: Tensor | None = None) -> None:
+        """`weights` is the vector that must be the same on all ranks; a single rank needs none."""
+        self.ranks = ranks
+        self.requests = requests
+        self.weights = weights
+        self.stop, self.save, self.failed, self.drifted = 0, False, False, False
+        self.told = [0.0] * (len(STOPS) + 2)
+        self.word: Tensor | None = None
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The elementwise sum of every rank's values, on every rank."""
+        asked = self.requests
+        self.told = [*(float(asked.stop == number) for number in STOPS), float(asked.save), float(asked.failed)]
+        if self.ranks.size == 1:
+            self.word = None
+            return values
+        word = torch.tensor(self.told, dtype=torch.float64, device=values.device)
+        total = self.ranks.sum(torch.cat([values.double(), word, self._checksum(values.device)]))
+        self.word = total[len(values) :]
+        return total[: len(values)].to(values.dtype)
+
+    def look(self) -> None:
+        """Reads what was agreed; waits for the device that it was summed on."""
+        word = self.told if self.word is None else self.word.tolist()
+        flags, checksums = word[: len(self.told)], word[len(self.told) :]
+        self.stop = next((number for number, count in zip(STOPS, flags, strict=False) if count), 0)
+        self.save, self.failed = flags[len(STOPS)] > 0, flags[len(STOPS) + 1] > 0
+        sums, squares = checksums[:2], checksums[2:]
+        self.drifted |= any(self.ranks.size * int(q) != int(s) ** 2 for s, q in zip(sums, squares, strict=True))
+
+    def saved(self) -> None:
+        """Forgets that this rank was asked to save, if the others have heard it."""
+        self.save = False
+        if self.told[len(STOPS)]:
+            self.requests.save = False
+
+    def said(self) -> dict[str, float]:
+        """What was agreed, as metrics for a player that was not asked; this rank need not say it again."""
+        if self.told[len(STOPS)]:
+            self.requests.save = False
+        return dict(zip(SAID, (float(self.stop), float(self.save), float(self.drifted)), strict=True))
+
+    def hear(self, said: Mapping[str, float]) -> None:
+        """Takes over what the trainers have `said`."""
+        self.drifted = said["Asked/drifted"] > 0
+        self.requests.save |= said["Asked/save"] > 0
+        self.requests.stop = self.requests.stop or int(said["Asked/stop"])
+
+    def check(self, update: int) -> None:
+        """Raises `RanksError` if the weights of two ranks were not the same any more before this update."""
+        if self.drifted:
+            raise RanksError(
+                f"the weights of ranks differ before update {update:,}: one of them has reckoned or stored something"
+                " wrong. --resume auto goes on from the last checkpoint"
+            )
+
+    def _checksum(self, device: torch.device) -> Tensor:
+        """Two numbers that depend on every bit of the weights, and their squares: alike everywhere if W·Σx² = (Σx)²."""
+        if self.weights is None:
+            return torch.zeros(4, dtype=torch.float64, device=device)
+        bits = self.weights.detach().view({4: torch.int32, 2: torch.int16}[self.weights.element_size()])
+        total = bits.sum(dtype=torch.int64)
+        mask = 2**PIECE_BITS - 1
+        pieces = torch.stack([total & mask, (total >> PIECE_BITS) & mask]).double()
+        return torch.cat([pieces, pieces.square()])

@@ -1,0 +1,351 @@
+"""Kills real runs of the three programs at random moments, resumes them, and compares what they end with.
+
+    python tests/chaos.py --faults 100 --seed 1
+
+Every run is first left alone; then it is started again, and again, under faults, until it is complete. What it then
+ends with must be that of the run left alone, to the bit.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from rl.errors import CheckpointError
+from rl.run.checkpoint import from_bytes, read_checkpoint
+from tests.programs.launch import BIN, ROOT, free_port, log_of, marked, marked_environment
+from tests.states import differences
+
+FLAGS = (
+    "--num-envs 2 --num-steps 64 --hidden-size 16 --eval-episodes 1 --execution eager --no-keep-best"
+    " --report-episodes 1 --rank-timeout 8 --resume auto"
+)
+PATIENCE_SECONDS = 45
+FAULTS = (
+    *("kill rank", "kill launcher", "kill in save"),
+    *("SIGTERM rank", "SIGTERM launcher", "SIGINT all", "SIGSTOP rank"),
+)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program, how it is started, and what it trains."""
+
+    name: str
+    ranks: int
+    flags: str
+    learner: str = ""
+    restarts: int = 0
+
+    def command(self, script: Path) -> list[str]:
+        """The command line, with the program itself or what stands for it."""
+        flags = [str(script), *self.learner.split(), *FLAGS.split(), *self.flags.split()]
+        if self.ranks == 1:
+            return [sys.executable, *flags]
+        if self.name == TORCH:
+            return [str(BIN / "torchrun"), f"--nproc_per_node={self.ranks}", "--standalone", *flags]
+        return [str(BIN / "fabric"), "run", f"--devices={self.ranks}", f"--main-port={free_port()}", *flags]
+
+
+TORCH, FABRIC, DECOUPLED = "train_torch.py", "train_fabric.py", "train_fabric_decoupled.py"
+CARTPOLE = "--env-id CartPole-v1"
+PROGRAMS = (
+    Program(TORCH, 1, f"{CARTPOLE} --vectorization async --total-timesteps 4096 --checkpoint-every 1"),
+    Program(TORCH, 2, f"{CARTPOLE} --vectorization sync --total-timesteps 8192 --checkpoint-every 3"),
+    Program(FABRIC, 2, "--env-backend tensor --total-timesteps 12800 --checkpoint-every 2", "actor-critic"),
+    Program(DECOUPLED, 3, "--overlap --total-timesteps 4096 --checkpoint-every 2"),
+    Program(TORCH, 2, f"{CARTPOLE} --total-timesteps 8192 --checkpoint-every 1", restarts=9),
+    Program(FABRIC, 2, "--vectorization sync --total-timesteps 12000 --checkpoint-every 2", "reinforce", restarts=9),
+    Program(DECOUPLED, 3, "--env-backend tensor --total-timesteps 4096 --checkpoint-every 2"),
+)
+
+
+@dataclass
+class Report:
+    """What happened."""
+
+    faults: Counter[str] = field(default_factory=Counter)
+    resumes: int = 0
+    failed_resumes: list[str] = field(default_factory=list)
+    lost_updates: list[int] = field(default_factory=list)
+    too_much_lost: list[str] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    complete_runs: int = 0
+    different: list[str] = field(default_factory=list)
+
+    def good(self) -> bool:
+        """Whether every promise was kept."""
+        broken = (self.failed_resumes, self.too_much_lost, self.orphans, self.unreadable, self.different)
+        return self.faults.total() > 0 and self.complete_runs > 0 and not any(broken)
+
+
+class Attempt:
+    """One start of a program, and all its processes."""
+
+    def __init__(self, program: Program, folder: Path, *, dies_in_save: int = 0) -> None:
+        """Starts it; with `dies_in_save`, rank 0 is killed in the middle of writing that checkpoint."""
+        self.folder = folder
+        self.mark = uuid.uuid4().hex
+        environment = marked_environment(self.mark) | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "PET_MAX_RESTARTS": str(program.restarts),
+            "PET_SHUTDOWN_TIMEOUT": "5",
+            "CHAOS_DIES_IN_SAVE": str(dies_in_save),
+            "CHAOS_PROGRAM": str(ROOT / program.name),
+        }
+        self.output = folder / f"output_{self.mark}"
+        with self.output.open("w") as output:
+            self.launcher = subprocess.Popen(
+                program.command(ROOT / "tests/dying_in_save.py" if dies_in_save else ROOT / program.name),
+                cwd=folder,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def processes(self) -> list[psutil.Process]:
+        """Those that live."""
+        return [process for process in marked(self.mark) if process.status() != psutil.STATUS_ZOMBIE]
+
+    def ranks(self) -> list[psutil.Process]:
+        """Those of the program itself."""
+        return [process for process in self.processes() if self._is_rank(process)]
+
+    def _is_rank(self, process: psutil.Process) -> bool:
+        try:
+            command, parent = process.cmdline(), process.ppid()
+        except psutil.Error:
+            return False
+        launches = any(part.endswith(("torchrun", "fabric")) for part in command[:3])
+        return not launches and parent in (self.launcher.pid, os.getpid())
+
+    def wait_until_training(self) -> bool:
+        """Whether the run has come to its updates, before it ended."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline and self.launcher.poll() is None:
+            if self.last_step() is not None:
+                return True
+            time.sleep(0.02)
+        return False
+
+    def last_step(self) -> int | None:
+        """The last step of which the run spoke."""
+        spoken = [line for line in self.output.read_text().splitlines() if " episodes, " in line and " of " in line]
+        return int(spoken[-1].split("episodes, ")[1].split(" of ")[0].replace(",", "")) if spoken else None
+
+    def left_over(self) -> list[psutil.Process]:
+        """The processes that are still there when all should have gone."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self.processes() and time.monotonic() < deadline:
+            self.launcher.poll()
+            time.sleep(0.1)
+        self.launcher.poll()
+        return self.processes()
+
+    def end(self) -> None:
+        """Leaves nothing of it."""
+        for process in self.processes():
+            process.kill()
+        self.launcher.wait()
+
+
+def inject(fault: str, attempt: Attempt, generator: random.Random) -> bool:
+    """Does it, and says whether there was still somebody to do it to."""
+    ranks = attempt.ranks()
+    if attempt.launcher.poll() is not None or not ranks:
+        return False
+    victim = generator.choice(ranks)
+    kind, _, whom = fault.partition(" ")
+    number = {"kill": signal.SIGKILL}.get(kind) or getattr(signal, kind)
+    try:
+        if fault == "SIGSTOP rank" and len(ranks) == 1:
+            # Nobody waits for a rank on its own, which only pauses.
+            victim.send_signal(signal.SIGSTOP)
+            time.sleep(0.5)
+            victim.send_signal(signal.SIGCONT)
+        elif whom == "all":
+            os.killpg(attempt.launcher.pid, number)
+        else:
+            (attempt.launcher if whom == "launcher" else victim).send_signal(number)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return False
+    return True
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All that a run has written, whole or not."""
+    return [
+        *folder.glob("logs/*/*/last.ckpt"),
+        *sorted(folder.glob("logs/*/*/checkpoints/update_*.ckpt"), reverse=True),
+    ]
+
+
+def newest(folder: Path, report: Report) -> dict[str, Any] | None:
+    """The content of the newest checkpoint."""
+    contents = [read(path, report) for path in checkpoints(folder)]
+    return max(filter(None, contents), key=lambda content: content["run"]["update"], default=None)
+
+
+def read(path: Path, report: Report) -> dict[str, Any] | None:
+    """The content of a checkpoint, or nothing if it has been replaced by newer ones."""
+    try:
+        return read_checkpoint(path)
+    except CheckpointError as error:
+        report.unreadable.append(str(error))
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    """All that a complete run ends with."""
+    (path,) = folder.glob("logs/*/*/last.ckpt")
+    content = read_checkpoint(path)
+    ranks = [from_bytes(part) for part in content["ranks"]]
+    return {"agent": content["agent"], "run": content["run"], "ranks": ranks, "log": log_of(path.parent)}
+
+
+def left_alone(program: Program, folder: Path) -> tuple[dict[str, Any], float]:
+    """What a run without a fault ends with, and how long it trained."""
+    attempt = Attempt(program, folder)
+    attempt.wait_until_training()
+    began_at = time.monotonic()
+    attempt.launcher.wait(4 * PATIENCE_SECONDS)
+    assert attempt.launcher.returncode == 0, attempt.output.read_text()
+    seconds = time.monotonic() - began_at
+    assert not attempt.left_over()
+    return final_state(folder), seconds
+
+
+def harass(
+    program: Program, folder: Path, faults: Sequence[str], seconds: float, generator: random.Random, report: Report
+) -> None:
+    """Brings one run to its end under faults, at most these."""
+    interval = int(program.flags.split("--checkpoint-every ")[1].split()[0])
+    to_come = list(faults)
+    for _ in range(len(faults) + 5):
+        before = newest(folder, report)
+        fault = to_come.pop(0) if to_come else ""
+        attempt = Attempt(program, folder, dies_in_save=generator.randint(1, 3) if fault == "kill in save" else 0)
+        try:
+            training = attempt.wait_until_training()
+            if before is not None:
+                resumed = training or attempt.launcher.wait(PATIENCE_SECONDS) == 0
+                report.resumes += resumed
+                if not resumed:
+                    report.failed_resumes.append(
+                        f"{program} after {before['run']}: {attempt.output.read_text()[-2000:]}"
+                    )
+            if training and fault:
+                endure(fault, program, attempt, seconds, generator, report)
+            elif not fault:
+                attempt.launcher.wait(4 * PATIENCE_SECONDS)
+            if left := attempt.left_over():
+                report.orphans += [f"{program} after {fault}: {process.cmdline()}" for process in left]
+        finally:
+            attempt.end()
+        check_loss(program, attempt, newest(folder, report), interval, report)
+        if any(json.loads(path.read_text())["exit_code"] == 0 for path in folder.glob("logs/*/*/exit.json")):
+            report.complete_runs += 1
+            return
+    report.failed_resumes.append(f"{program}: not complete")
+
+
+def endure(
+    fault: str, program: Program, attempt: Attempt, seconds: float, generator: random.Random, report: Report
+) -> None:
+    """Injects a fault at a random moment of the training; a launcher that restarts takes more of them."""
+    for n in range(1 + (3 if program.restarts and "rank" in fault else 0)):
+        if fault != "kill in save":
+            time.sleep(generator.uniform(0, 0.6) * seconds if n == 0 else generator.uniform(4, 8))
+        if fault == "kill in save" or inject(fault, attempt, generator):
+            report.faults[fault] += 1
+
+
+def check_loss(
+    program: Program, attempt: Attempt, content: dict[str, Any] | None, interval: int, report: Report
+) -> None:
+    """Compares the last update of which a run spoke with the one that its checkpoint is of."""
+    spoken, kept = attempt.last_step(), content["run"] if content else {"step": 0, "update": 0}
+    if spoken is None or kept["step"] >= spoken:
+        report.lost_updates.append(0)
+        return
+    steps_per_update = max(1, kept["step"] // kept["update"]) if kept["update"] else max(1, spoken)
+    lost = round((spoken - kept["step"]) / steps_per_update) if kept["update"] else 1
+    report.lost_updates.append(lost)
+    if lost > interval:
+        report.too_much_lost.append(f"{program}: {lost} updates, from step {kept['step']} to {spoken}")
+
+
+def main() -> None:
+    """Injects faults until there were enough, and reports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--programs", type=int, nargs="*", default=list(range(len(PROGRAMS))), help="numbers of PROGRAMS"
+    )
+    arguments = parser.parse_args()
+    generator = random.Random(arguments.seed)
+    report = Report()
+    print(f"seed {arguments.seed}", flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        references = {}
+        round_ = 0
+        while report.faults.total() < arguments.faults:
+            for number in arguments.programs:
+                program = PROGRAMS[number]
+                if number not in references:
+                    folder = Path(temporary, f"alone{number}")
+                    folder.mkdir()
+                    references[number] = left_alone(program, folder)
+                expected, seconds = references[number]
+                folder = Path(temporary, f"run{number}_{round_}")
+                folder.mkdir()
+                faults = generator.sample(FAULTS, min(3, arguments.faults - report.faults.total()))
+                if program.ranks == 1:
+                    faults = [fault for fault in faults if fault != "SIGSTOP rank"] or ["kill rank"]
+                harass(program, folder, faults, seconds, generator, report)
+                if found := differences(expected, final_state(folder)):
+                    report.different.append(f"{program}: {found[:5]}")
+                print(f"{program.name} {program.ranks} {faults}: {report.faults.total()} faults", flush=True)
+                if report.faults.total() >= arguments.faults:
+                    break
+            round_ += 1
+    print_report(report)
+    sys.exit(0 if report.good() else 1)
+
+
+def print_report(report: Report) -> None:
+    """The figures."""
+    print(f"faults injected                    {report.faults.total()}: {dict(report.faults)}")
+    print(f"resumes that worked                {report.resumes} of {report.resumes + len(report.failed_resumes)}")
+    print(f"updates lost                       at most {max(report.lost_updates, default=0)}", end="")
+    print(f", more than an interval in {len(report.too_much_lost)} cases")
+    print(f"orphans                            {len(report.orphans)}")
+    print(f"unreadable checkpoints             {len(report.unreadable)}")
+    print(
+        f"runs that ended as if undisturbed  {report.complete_runs - len(report.different)} of {report.complete_runs}"
+    )
+    for line in (*report.failed_resumes, *report.too_much_lost, *report.orphans, *report.unreadable, *report.different):
+        print(f"BROKEN: {line}")
+
+
+if __name__ == "__main__":
+    main()

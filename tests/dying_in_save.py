@@ -1,0 +1,26 @@
+"""Stands for a program, and is killed in the middle of writing a checkpoint: tests/chaos.py says which."""
+
+import os
+import runpy
+import signal
+from typing import Any
+
+import rl.run.checkpoint
+
+written = 0
+fsync = os.fsync
+
+
+def dying_fsync(file: Any) -> None:
+    """Writes half of it to the disk."""
+    global written
+    if os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}").endswith(".tmp"):
+        written += 1
+        if written == int(os.environ["CHAOS_DIES_IN_SAVE"]):
+            os.ftruncate(file.fileno(), os.fstat(file.fileno()).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+    fsync(file)
+
+
+rl.run.checkpoint.os.fsync = dying_fsync
+runpy.run_path(os.environ["CHAOS_PROGRAM"], run_name="__main__")

@@ -1,0 +1,223 @@
+"""A run that went on from a checkpoint ends as it would have without a pause, to the bit."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rl.run.run
+import train_fabric_decoupled
+import train_torch
+from rl.command_line import command_line
+from rl.config import CONFIGS, DecoupledConfig
+from rl.run.checkpoint import from_bytes, read_checkpoint
+from tests import probes  # noqa: F401 (registers them)
+from tests.programs.launch import log_of
+from tests.states import differences
+
+FLAGS = ["--num-envs", "3", "--num-steps", "32", "--hidden-size", "16", "--eval-episodes", "1"]
+FLAGS += ["--execution", "eager", "--no-keep-best"]
+NUM_UPDATES = 8
+
+
+def train(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    monkeypatch.setattr("sys.argv", ["train_torch.py", *flags])
+    command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
+
+
+def whole_run(monkeypatch: pytest.MonkeyPatch, *flags: str) -> Path:
+    """The folder of a run with a checkpoint after every update."""
+    learner = flags[:1] if flags and flags[0] in CONFIGS else ()
+    train(monkeypatch, *learner, *FLAGS, "--checkpoint-every", "1", "--keep-checkpoints", "99", *flags[len(learner) :])
+    (folder,) = Path("logs/torch_logs").iterdir()
+    return folder
+
+
+def as_it_was(folder: Path, update: int) -> Path:
+    """A copy of a run's folder as it was when the machine stopped some time after this update."""
+    copy = Path(f"run{update}")
+    shutil.copytree(folder, copy)
+    for name in ("last.ckpt", "exit.json"):
+        (copy / name).unlink()
+    for checkpoint in (copy / "checkpoints").iterdir():
+        if int(checkpoint.stem.removeprefix("update_")) > update:
+            checkpoint.unlink()
+    return copy
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    content = read_checkpoint(folder / "last.ckpt")
+    return {"agent": content["agent"], "run": content["run"], "ranks": [from_bytes(part) for part in content["ranks"]]}
+
+
+STEPS = f"--total-timesteps {NUM_UPDATES * 96}"
+VARIANTS = {
+    "a batched class": STEPS,
+    "a batched class that resets in the next step": f"{STEPS} --env-id CartPole-v1",
+    "one after the other": f"{STEPS} --env-id CartPole-v1 --vectorization sync",
+    "processes": f"{STEPS} --env-id Acrobot-v1 --vectorization async",
+    "Box2D": f"{STEPS} --env-id LunarLander-v3",
+    "Box2D that has to be made anew": f"{STEPS} --env-id BipedalWalker-v3",
+    "continuous tensors": f"{STEPS} --env-id Pendulum-v1 --env-backend tensor",
+    "fp16": f"{STEPS} --precision 16-mixed",
+    "bf16": f"{STEPS} --precision bf16-true",
+    "a replay buffer": f"actor-critic {STEPS} --buffer-size 200 --total-episodes 9999",
+    "a replay buffer of tensors": f"actor-critic {STEPS} --env-backend tensor --total-episodes 25",
+    "whole episodes": "reinforce --total-timesteps 2000 --vectorization sync",
+    "whole episodes in tensors": "reinforce --total-timesteps 2000 --env-backend tensor --baseline",
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_resumed_run_ends_with_the_same_bits_and_the_same_log(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = whole_run(monkeypatch, *VARIANTS[variant].split())
+    expected, expected_log = final_state(folder), log_of(folder)
+    for update in (1, NUM_UPDATES // 2):
+        copy = as_it_was(folder, update)
+        train(monkeypatch, "--resume", str(copy))
+        assert differences(expected, final_state(copy)) == []
+        assert log_of(copy) == expected_log
+
+
+def test_a_checkpoint_between_two_points_of_the_log_keeps_what_was_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rl.run.run, "MAX_LOG_POINTS", 3)  # of 8 updates: after 1, 3, 6 and 8
+    folder = whole_run(monkeypatch, *STEPS.split(), "--env-id", "CartPole-v1")
+    expected_log = log_of(folder)
+    assert [step for step, _ in expected_log["Loss/policy_loss"]] == [96, 288, 576, 768]
+    for update in (2, 4, 5, 6):
+        copy = as_it_was(folder, update)
+        train(monkeypatch, "--resume", str(copy))
+        assert differences(final_state(folder), final_state(copy)) == []
+        assert log_of(copy) == expected_log
+
+
+def test_an_environment_that_is_random_by_itself_is_found_out_and_its_resume_not_called_exact(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = whole_run(monkeypatch, *STEPS.split(), "--env-id", "Unseeded-v0")
+    note = (
+        "note: --env-id Unseeded-v0: does not do the same again after the same seed and actions; a resumed run starts"
+    )
+    assert capsys.readouterr().err.count(note) == 1
+    copy = as_it_was(folder, 3)
+    train(monkeypatch, "--resume", str(copy))
+    assert "3 of 3 environments of rank 0 are not where they were" in capsys.readouterr().err
+    assert final_state(copy)["run"] == final_state(folder)["run"]
+
+
+def test_a_resumed_run_uses_its_own_flags_and_says_which_others_it_is_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = whole_run(monkeypatch, *STEPS.split(), "--gamma", "0.9")
+    copy = as_it_was(folder, 4)
+    train(monkeypatch, "--resume", str(copy), "--learning-rate", "0.5", "--no-anneal-lr")
+    error = capsys.readouterr().err
+    assert "note: resumed with --learning-rate 0.5 instead of 0.003" in error and "--gamma" not in error
+    assert log_of(copy)["Info/learning_rate"][-1][1] == 0.5
+    assert read_checkpoint(copy / "last.ckpt")["config"]["learner"]["gamma"] == 0.9
+
+
+def test_a_complete_run_is_left_as_it_is_and_goes_on_for_a_larger_total(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = whole_run(monkeypatch, *STEPS.split())
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    train(monkeypatch, "--resume", str(folder))
+    assert "the run is complete after 768 steps; a larger --total-timesteps goes on" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    train(monkeypatch, "--resume", str(folder), "--total-timesteps", "960")
+    assert [step for step, _ in log_of(folder)["Loss/policy_loss"]] == list(range(96, 961, 96))
+
+
+def test_auto_takes_the_newest_run_of_its_kind_and_starts_one_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*FLAGS, *STEPS.split(), "--resume", "auto"]
+    train(monkeypatch, *flags)
+    assert "note: --resume auto: there is no run to go on with in logs; a new one starts" in capsys.readouterr().err
+    train(monkeypatch, *flags)
+    assert "the run is complete" in capsys.readouterr().err
+    train(monkeypatch, *flags, "--seed", "2")
+    assert len(list(Path("logs/torch_logs").iterdir())) == 2
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = whole_run(monkeypatch, *STEPS.split())
+    copy = as_it_was(folder, 4)
+    newest = copy / "checkpoints/update_0000000004.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    train(monkeypatch, "--resume", str(copy))
+    assert f"note: {newest}: is not whole, or this is no checkpoint of this program; trying" in capsys.readouterr().err
+    assert differences(final_state(folder), final_state(copy)) == []
+
+
+def test_the_newest_checkpoints_stay_and_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rl.run.run, "MAX_EVALUATION_SHARE", 1e9)
+    returns = iter([3.0, 5.0, 4.0, 5.0])
+    played: list[float] = []
+
+    def evaluate(*args: object, **kwargs: object) -> rl.run.run.Evaluation:
+        played.append(next(returns, 1.0))
+        return rl.run.run.Evaluation(torch.tensor([played[-1]]), torch.tensor([False]))
+
+    monkeypatch.setattr(rl.run.run, "evaluate", evaluate)
+    train(monkeypatch, *FLAGS, *STEPS.split(), "--checkpoint-every", "1", "--keep-checkpoints", "2", "--keep-best")
+    (folder,) = Path("logs/torch_logs").iterdir()
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "update_0000000007.ckpt",
+        "update_0000000008.ckpt",
+    ]
+    assert read_checkpoint(folder / "best.ckpt")["run"]["update"] == 2 and len(played) == NUM_UPDATES + 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        ("--resume nowhere", 66, "--resume nowhere: is not there; must be a run's folder, a checkpoint, or auto"),
+        ("--resume .", 66, "--resume .: holds no checkpoint"),
+        ("--resume RUN --env-id CartPole-v1", 65, "the run has --env-id CustomEnv-v0, not CartPole-v1; leave the flag"),
+        ("--resume RUN --hidden-size 8", 65, "the run has --hidden-size 16, not 8"),
+        ("--resume RUN --num-steps 16", 65, "the run has --num-steps 32, not 16"),
+        ("--resume RUN --seed 2", 65, "the run has --seed 1, not 2"),
+        ("--resume RUN --precision bf16-true", 65, "the run has --precision 32-true, whose weights bf16-true cannot"),
+        ("--resume RUN --num-envs 5", 65, r"the run has 3 environments \(1 rank\(s\) × --num-envs 3\), not 1 × 5 = 5"),
+        ("reinforce --resume RUN", 65, "--resume: the run is one of ppo, not of reinforce"),
+        ("--resume RUN --gamma 2", 2, "--gamma 2.0: must lie between 0 and 1"),
+        ("--resume README.md", 65, "README.md: is not whole, or this is no checkpoint of this program"),
+        ("--resume empty.ckpt", 65, "empty.ckpt: is not whole"),
+    ],
+)
+def test_what_cannot_go_on_is_refused_and_nothing_changes(
+    flags: str, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = whole_run(monkeypatch, *STEPS.split())
+    copy = as_it_was(folder, 3)
+    Path("README.md").write_text("x" * 500)
+    Path("empty.ckpt").touch()
+    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        train(monkeypatch, *flags.replace("RUN", str(copy)).split())
+    error = capsys.readouterr().err
+    assert exit_.value.code == code
+    assert len([line for line in error.splitlines() if line.startswith("error: ")]) == 1
+    assert re.search(message, error), error
+    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
+
+
+def test_another_program_refuses_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = whole_run(monkeypatch, *STEPS.split())
+    monkeypatch.setattr("sys.argv", ["x", "--resume", str(as_it_was(folder, 2))])
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    with pytest.raises(SystemExit) as exit_:
+        command_line(train_fabric_decoupled.main, {"ppo": DecoupledConfig()}, train_fabric_decoupled.PROGRAM)
+    assert exit_.value.code == 65
+    assert "--resume: a run of another program" in capsys.readouterr().err

@@ -1,0 +1,24 @@
+"""Compares what runs end with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+def differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Where two nested states differ, except in how long something took."""
+    if "seconds" in path or "averages" in path:
+        return []
+    if isinstance(one, torch.Tensor):
+        return [] if one.dtype == other.dtype and torch.equal(one, other) else [path]
+    if isinstance(one, Mapping):
+        if one.keys() != other.keys():
+            return [f"{path}: {set(one) ^ set(other)}"]
+        return [found for name in one for found in differences(one[name], other[name], f"{path}/{name}")]
+    if isinstance(one, list | tuple):
+        if len(one) != len(other):
+            return [f"{path}: {len(one)} and {len(other)}"]
+        pairs = enumerate(zip(one, other, strict=True))
+        return [found for i, (a, b) in pairs for found in differences(a, b, f"{path}/{i}")]
+    return [] if one == other else [f"{path}: {one} and {other}"]
