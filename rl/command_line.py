@@ -3,8 +3,10 @@
 import contextlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_type_hints
 
 import torch
@@ -12,7 +14,7 @@ import tyro
 
 from rl.config import CONFIGS, Config
 from rl.distributed import choose_threads
-from rl.errors import USAGE_ERROR, CheckpointError, UserError, let_rank_0_speak, reported
+from rl.errors import USAGE_ERROR, CheckpointError, UserError, let_rank_0_speak, reported, require
 from rl.joining import end_with_launcher, rank, take_slurm_ranks, unset_variables
 from rl.run.evaluation import check_video
 from rl.run.folder import find_checkpoint
@@ -31,6 +33,8 @@ def command_line(main: Callable[[ConfigType], None], choices: Mapping[str, Confi
         take_slurm_ranks()
         if missing := unset_variables():
             raise UserError(f"RANK or WORLD_SIZE is set and {', '.join(missing)} not; a launcher sets all, or none")
+        check_versions()
+        note_repeated(sys.argv[1:])
         config, going_on = read_flags(sys.argv[1:], choices, program)
         config.check()
         if going_on is not None:
@@ -44,6 +48,25 @@ def command_line(main: Callable[[ConfigType], None], choices: Mapping[str, Confi
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         main(config)
+
+
+def check_versions() -> None:
+    """Raises `UserError` where a library is older than what this program was written for."""
+    for name, least in (("torch", "2.11"), ("gymnasium", "1.4")):
+        found = version(name)
+        require(
+            [int(part) for part in found.split(".")[:2]] >= [int(part) for part in least.split(".")],
+            name,
+            found,
+            f"is too old; must be {least} or later: pip install -r requirements.txt",
+        )
+
+
+def note_repeated(arguments: list[str]) -> None:
+    """Says which flags are given more than once."""
+    flags = Counter(argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
+    for flag in (flag for flag, number in flags.items() if number > 1 and rank() == 0):
+        print(f"note: {flag} is given more than once; the last one holds", file=sys.stderr)
 
 
 def read_flags(

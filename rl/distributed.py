@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rl.joining import local_world_size
+from rl.joining import local_world_size, rank
 
 Fields = TypeVar("Fields", bound=tuple[Tensor, ...])  # a NamedTuple of tensors
 
@@ -25,6 +26,8 @@ def choose_threads() -> None:
     More threads than cores is ruinous: a run with all cores for each of its ranks can be five times slower.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if local_world_size() > cores and rank() == 0:
+        print(f"note: {local_world_size()} ranks of this machine share {cores} cores", file=sys.stderr)
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // local_world_size())))
     if local_world_size() > 1 and hasattr(os, "SCHED_BATCH"):
         # Threads that hand messages on then do not interrupt each other halfway: a message between ranks takes little

@@ -48,6 +48,12 @@ class LostRanksError(RanksError):
     of_one_rank = True
 
 
+class CrashLoopError(UserError):
+    """The same would happen again."""
+
+    exit_code = 70
+
+
 class EnvError(UserError):
     """An environment gave what nobody can learn from, or nothing."""
 
@@ -116,19 +122,19 @@ class ExitFile:
 
     def said(self) -> int | None:
         """The exit code that another rank left with, if it did."""
-        return exit_code_of(self.path.parent) if self.path is not None else None
+        return (how_ended(self.path.parent) or (None,))[0] if self.path is not None else None
 
 
 exit_file = ExitFile()
 
 
-def exit_code_of(folder: Path) -> int | None:
-    """How the run of a folder ended, if it could say so."""
+def how_ended(folder: Path) -> tuple[int, str] | None:
+    """The exit code and the last words of the run of a folder, if it could say them."""
     try:
-        code: int = json.loads((folder / "exit.json").read_text())["exit_code"]
+        said = json.loads((folder / "exit.json").read_text())
     except (OSError, ValueError):
         return None
-    return code
+    return said["exit_code"], said["message"]
 
 
 @contextlib.contextmanager

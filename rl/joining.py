@@ -96,6 +96,7 @@ def join_ranks(backend: str, flags: Mapping[str, Any], timeout_seconds: float, f
 
     Raises:
         TimeoutError: A rank has not come.
+        ConnectionError: Another program is where they were to meet.
     """
     timeout = timedelta(seconds=timeout_seconds)
     if local_world_size() == world_size() and "TORCHELASTIC_RUN_ID" in os.environ:
@@ -105,7 +106,15 @@ def join_ranks(backend: str, flags: Mapping[str, Any], timeout_seconds: float, f
         store: Any = dist.FileStore(str(_meeting_place()), world_size())  # type: ignore[attr-defined]
         store.set_timeout(timeout)
     else:
-        store, _, _ = next(rendezvous("env://", timeout=timeout))
+        try:
+            store, _, _ = next(rendezvous("env://", timeout=timeout))
+        except dist.DistError as error:
+            address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            if "EADDRINUSE" in str(error):
+                raise ConnectionError(f"another program listens on {address}; choose another port") from error
+            raise TimeoutError(
+                f"ranks have not met at {address} in {timeout_seconds:g} s ({str(error).splitlines()[0]})"
+            ) from error
     mine = {"pid": os.getpid(), "host": socket.gethostname(), "flags": dict(flags), "folder": folder}
     store.set(f"rl/rank{rank()}", json.dumps(mine))
     _identities.clear()

@@ -104,7 +104,7 @@ class Attempt:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
             "PET_MAX_RESTARTS": str(program.restarts),
-            "PET_SHUTDOWN_TIMEOUT": "5",
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5",
             "CHAOS_DIES_IN_SAVE": str(dies_in_save),
             "CHAOS_PROGRAM": str(ROOT / program.name),
         }

@@ -3,6 +3,9 @@
 Each isolates one thing that an implementation can get wrong; the last two are about how episodes end.
 """
 
+import os
+import signal
+import time
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -119,6 +122,77 @@ class Unseeded(Probe):
         return np.random.default_rng().uniform(-1, 1, 1).astype(np.float32)
 
 
+class Failing(Probe):
+    """Of two environments of a rank the second does something bad at its seventieth step."""
+
+    length = 1_000_000
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
+        self.bad = seed == environment_seed(1, 1)
+        return super().reset(seed=seed, options=options)
+
+    def observe(self) -> Obs:
+        return self.fail() if self.bad and self.elapsed == 70 else np.zeros(1, np.float32)
+
+    def fail(self) -> Obs:
+        raise NotImplementedError
+
+
+class Raising(Failing):
+    """Has a mistake."""
+
+    def fail(self) -> Obs:
+        return np.float32([1 // 0])
+
+
+class WrongShape(Failing):
+    """Sees more than its space says."""
+
+    def fail(self) -> Obs:
+        return np.zeros(2, np.float32)
+
+
+class Hanging(Failing):
+    """Does not answer."""
+
+    def fail(self) -> Obs:
+        time.sleep(1000)
+        return np.zeros(1, np.float32)
+
+
+class Dying(Failing):
+    """Takes its process with it."""
+
+    def fail(self) -> Obs:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return np.zeros(1, np.float32)
+
+
+class DictObs(Probe):
+    """Sees several things."""
+
+    observation_space = gym.spaces.Dict({"position": gym.spaces.Box(-1, 1, (1,))})
+
+
+class TextObs(Probe):
+    """Reads."""
+
+    observation_space = gym.spaces.Text(5)
+
+
+class MultiBinaryAction(Probe):
+    """Pushes several buttons."""
+
+    action_space = gym.spaces.MultiBinary(3)
+
+
+class Broken(Probe):
+    """Cannot be made."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("no licence")
+
+
 class EndlessReward(Probe):
     """A time limit that the agent cannot see is no end: the value is that of rewards for ever."""
 
@@ -144,6 +218,14 @@ for probe, limit in (
     (NotANumber, None),
     (HugeReward, None),
     (Unseeded, None),
+    (DictObs, None),
+    (TextObs, None),
+    (MultiBinaryAction, None),
+    (Broken, None),
+    (Raising, None),
+    (WrongShape, None),
+    (Hanging, None),
+    (Dying, None),
     (EndlessReward, 5),
 ):
     gym.register(f"{probe.__name__}-v0", entry_point=probe, max_episode_steps=limit)

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 import train_torch
-from rl.command_line import command_line, parse
+from rl.command_line import check_versions, command_line, note_repeated, parse
 from rl.config import CONFIGS, Config, DecoupledConfig
+from rl.distributed import choose_threads
 from rl.envs.stepping import EnvConfig
 from rl.errors import UserError
 from rl.learners.actor_critic import ActorCritic
 from rl.learners.ppo import PPO
 from rl.learners.reinforce import Reinforce
+from rl.run.keep import Keep
 from tests import probes  # noqa: F401 (registers them)
 
 # fmt: off
@@ -143,6 +145,33 @@ BAD_INPUT = [
     ("reinforce --execution compiled", "--execution compiled: whole episodes make rollouts of no fixed length"),
     ("reinforce --gamma 2", "--gamma 2.0: must lie between 0 and 1"),
     ("--precision 8", "precision"),
+    ("--num-envs 1e3", "num-envs"),
+    ("--learning-rate inf", "--learning-rate inf: must be a finite number above 0"),
+    ("--learning-rate -1", "--learning-rate -1.0: must be"),
+    ("--clip-coef -0.1", "--clip-coef -0.1: must be a finite number above 0"),
+    ("--seed 1180591620717411303424", "--seed 1180591620717411303424: must lie between"),
+    ("--exp-name a/b", "--exp-name 'a/b': must be 1 to 80 letters"),
+    ("--exp-name $HOME", r"--exp-name '\$HOME': must be"),
+    (f"--exp-name {'x' * 81}", "must be 1 to 80 letters"),
+    ("--env-id ../x", "--env-id '../x': must look like CartPole-v1"),
+    ("--env-id=", "--env-id '': must look like"),
+    ("--env-id /etc/passwd", "--env-id '/etc/passwd': must look like"),
+    ("--env-id this:Env-v0", "--env-id this:Env-v0: imports, and so runs, the module this; say --allow-import too"),
+    ("--env-id CartPole-v99", "--env-id CartPole-v99: Environment version `v99` for environment `CartPole` doesn't"),
+    ("--env-id Blackjack-v1", "--env-id Blackjack-v1: its observation space is Tuple.*supported is a Box"),
+    ("--env-id DictObs-v0", "--env-id DictObs-v0: its observation space is Dict.*supported is a Box"),
+    ("--env-id TextObs-v0", "--env-id TextObs-v0: its observation space is Text.*supported is a Box"),
+    ("--env-id MultiBinaryAction-v0", "--env-id MultiBinaryAction-v0: its action space is MultiBinary.*supported are"),
+    ("--env-id ALE/Pong-v5", "--env-id ALE/Pong-v5: Namespace ALE not found"),
+    ("--env-id Ant-v5", "--env-id Ant-v5: .*pip install"),
+    ("--env-id Blackjack-v1 --env-backend tensor", "Blackjack-v1: not written in tensors, .*; there are Acrobot"),
+    ("--env-timeout 0", "--env-timeout 0.0: must be a finite number above 0"),
+    ("--rank-timeout 0", "--rank-timeout 0.0: must be finite, at least 1"),
+    ("--checkpoint-every 0", "--checkpoint-every '0': must be a time above 0 such as 90s"),
+    ("--checkpoint-every 0min", "--checkpoint-every '0min': must be a time above 0"),
+    ("--checkpoint-every soon", "--checkpoint-every 'soon': must be a time above 0"),
+    ("--keep-checkpoints 0", "--keep-checkpoints 0: must be at least 1"),
+    ("--resume nowhere", "--resume nowhere: is not there; must be a run's folder, a checkpoint, or auto"),
     ("--seed 3 reinforce", "Move 'reinforce' earlier"),
     ("--numenvs 3", "Unrecognized"),
     ("--num-envs x", "num-envs"),
@@ -162,7 +191,7 @@ def test_bad_input_is_answered_with_one_message_and_leaves_nothing(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(SystemExit) as exit_:
         command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
-    assert exit_.value.code == (73 if "--log-dir" in flags else 2)
+    assert exit_.value.code == (73 if "--log-dir" in flags else 66 if "--resume" in flags else 2)
     error = capfd.readouterr().err
     words = " ".join(error.replace("│", " ").split())
     assert re.search(message, words), error
@@ -190,3 +219,59 @@ def test_the_decoupled_program_checks_what_its_ranks_need(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(UserError, match=message):
         parse(flags.split(), {"ppo": DecoupledConfig()}).check()
+
+
+@pytest.mark.parametrize(
+    ("variables", "missing"),
+    [
+        ({"RANK": "0"}, "WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, "MASTER_ADDR, MASTER_PORT"),
+    ],
+)
+def test_variables_of_a_launcher_that_are_set_by_half_are_named(
+    variables: dict[str, str], missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["train_torch.py"])
+    with pytest.raises(SystemExit) as exit_:
+        command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
+    assert exit_.value.code == 2
+    message = f"error: RANK or WORLD_SIZE is set and {missing} not; a launcher sets all, or none\n"
+    assert capsys.readouterr().err == message
+
+
+def test_libraries_that_are_too_old_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_versions()
+    monkeypatch.setattr("rl.command_line.version", lambda name: {"torch": "2.13.0+cpu", "gymnasium": "1.0.2"}[name])
+    with pytest.raises(UserError, match=r"gymnasium 1\.0\.2: is too old; must be 1\.4 or later: pip install"):
+        check_versions()
+
+
+def test_a_flag_given_twice_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    note_repeated(["--seed", "1", "--gamma=0.9", "--seed=2", "--no-anneal-lr"])
+    assert capsys.readouterr().err == "note: --seed is given more than once; the last one holds\n"
+
+
+def test_more_ranks_than_cores_are_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr("os.sched_setscheduler", lambda *arguments: None)
+    choose_threads()
+    assert capsys.readouterr().err == "note: 64 ranks of this machine share 2 cores\n"
+
+
+def test_steps_that_make_no_whole_update_are_left_out() -> None:
+    config = parse(["--total-timesteps", "20000"], CONFIGS)
+    assert config.num_updates() * config.steps_per_update() == 16384
+
+
+@pytest.mark.parametrize(
+    ("text", "due"),
+    [("3", [(3, 0.0), (6, 0.0)]), ("90s", [(1, 90.0), (7, 1e9)]), ("1.5min", [(1, 90.0)]), ("2h", [(5, 7200.0)])],
+)
+def test_checkpoints_are_due_by_updates_or_by_time(text: str, due: list[tuple[int, float]]) -> None:
+    keep = Keep(checkpoint_every=text)
+    keep.check()
+    assert all(keep.due(*moment) for moment in due)
+    assert not keep.due(1, 89.9)

@@ -13,12 +13,13 @@ from gymnasium.vector import AutoresetMode
 from rl.envs.episodes import EpisodeError, SeededEpisodes, replayable, worker
 from rl.envs.functional import TENSOR_ENVS, TensorEnvs
 from rl.envs.snapshot import snapshots_suffice
+from rl.envs.spaces import Spaces
 from rl.envs.step import Envs
 from rl.envs.stepper import Memory, Stepper
 from rl.errors import EnvError, UserError, require
 from rl.joining import rank
 
-ENV_ID = re.compile(r"([A-Za-z_][\w.]*:)?([A-Za-z0-9_.-]+/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
+ENV_ID = re.compile(r"([A-Za-z_][\w.]*:)?([A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ def make_envs(config: EnvConfig, *, training: bool = False) -> Envs:
         raise UserError(f"--env-id {config.env_id}: {error}") from error
     except EpisodeError as error:
         raise EnvError(f"--env-id {config.env_id}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever a constructor raises
+        raise EnvError(f"--env-id {config.env_id}: cannot be made: {type(error).__name__}: {error}") from error
     try:
         if native:
             memory = "snapshot" if training and snapshots_suffice(envs) else "none"
@@ -103,9 +108,15 @@ def make_envs(config: EnvConfig, *, training: bool = False) -> Envs:
 
 
 def probed(name: str) -> tuple[Memory, bool]:
-    """Whether episodes of a single environment can be played again, and if so, only in one that was made anew."""
+    """Whether episodes of a single environment can be played again, and if so, only in one that was made anew.
+
+    Raises:
+        UserError: An agent cannot act on its spaces.
+        EpisodeError: It does not what its spaces say.
+    """
     env = SeededEpisodes(gym.make(name))
     try:
+        Spaces.of(name, env.observation_space, env.action_space)
         return ("episodes" if replayable(env) else "none"), env.made_anew
     finally:
         env.close()

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from rl.config import Config
-from rl.errors import CheckpointError, FolderError, NothingToResumeError, RanksError, exit_file
+from rl.errors import (
+    CheckpointError,
+    CrashLoopError,
+    EnvError,
+    FolderError,
+    NothingToResumeError,
+    NumericError,
+    RanksError,
+    exit_file,
+    how_ended,
+)
 from rl.joining import folder_of_rank_0, join_ranks, rank, world_size
 from rl.learners.learner import AnyLearner
 from rl.run.checkpoint import read_checkpoint, write_checkpoint
@@ -66,6 +76,7 @@ def open_run(config: Config[AnyLearner], program: str, backend: str) -> RunFolde
     if config.keep.resume is not None:
         file = Path(config.keep.resume)
         checkpoint, path = read_checkpoint(file), run_of(file)
+        check_worth_restarting(path)
     elif rank() == 0:
         path = _new_folder(config, program)
     lock = _lock(path) if rank() == 0 and path is not None else None
@@ -73,13 +84,24 @@ def open_run(config: Config[AnyLearner], program: str, backend: str) -> RunFolde
         try:
             differences = join_ranks(backend, config.flags(), config.rank_timeout, str(path))
         except TimeoutError as error:
-            raise RanksError(f"{error}; look at what it says, or give it more time by --rank-timeout") from error
+            raise RanksError(f"{error}; look at what the others say, or wait longer by --rank-timeout") from error
+        except ConnectionError as error:
+            raise RanksError(str(error)) from error
         if differences:
             raise RanksError(f"all ranks need the same flags: {'; '.join(differences)}")
         path = Path(folder_of_rank_0())
     assert path is not None
     exit_file.keep_in(path)
     return RunFolder(path, checkpoint, lock)
+
+
+def check_worth_restarting(folder: Path) -> None:
+    """Raises `CrashLoopError` where a launcher starts a run again that would end as it has just ended."""
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
+        return
+    code, message = how_ended(folder) or (0, "")
+    if code in (EnvError.exit_code, NumericError.exit_code):
+        raise CrashLoopError(f"not started again, since it would end in the same way: {message}")
 
 
 def run_of(file: Path) -> Path:

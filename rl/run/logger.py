@@ -62,6 +62,8 @@ class Guarded:
         try:
             write(self.logger)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self.logger.finalize("failed")
             self.logger = None
             print(f"note: the log ends here, the run does not: {error}", file=sys.stderr)
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from rl.agent import Network
 from rl.config import Config
 from rl.envs.stepping import EnvConfig
-from rl.errors import CheckpointError, exit_code_of
+from rl.errors import CheckpointError, how_ended
 from rl.joining import rank
 from rl.run.folder import run_of
 from rl.run.keep import Keep
@@ -93,7 +93,7 @@ def is_complete(content: Mapping[str, Any], config: Config[Any]) -> bool:
     """Whether there is nothing left to do; says so."""
     was = content["config"]
     wanted = (config.total_timesteps, config.total_episodes)
-    ended_well = exit_code_of(run_of(Path(str(config.keep.resume)))) == 0  # its evaluation included
+    ended_well = how_ended(run_of(Path(str(config.keep.resume)))) == (0, "complete")  # its evaluation included
     complete = (
         bool(content["run"]["complete"]) and ended_well and wanted == (was["total_timesteps"], was["total_episodes"])
     )

@@ -1,0 +1,268 @@
+"""What can go wrong while a program runs: it ends with a message, the right exit code, and nothing left running."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rl.run.checkpoint import read_checkpoint
+from tests.programs.launch import (
+    BIN,
+    ROOT,
+    fabric_command,
+    free_port,
+    marked,
+    marked_environment,
+    start,
+    succeeded,
+    torchrun,
+)
+
+SMALL = "--num-envs 2 --num-steps 32 --hidden-size 16 --eval-episodes 1 --execution eager"
+ENDLESS = f"{SMALL} --total-timesteps 100000000 --env-id CartPole-v1 --vectorization sync"
+ALONE = (sys.executable, str(ROOT / "train_torch.py"))
+
+
+class Started:
+    """A program that runs until something is done to it."""
+
+    def __init__(self, *command: str, **variables: str) -> None:
+        """Starts it in the present folder."""
+        self.mark = uuid.uuid4().hex
+        self.process = subprocess.Popen(
+            command,
+            env=marked_environment(self.mark) | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def processes(self) -> list[psutil.Process]:
+        return [process for process in marked(self.mark) if process.status() != psutil.STATUS_ZOMBIE]
+
+    def rank(self, number: int) -> psutil.Process:
+        """A rank's process, and not one of its environments'."""
+        ranks = [p for p in self.processes() if p.environ().get("RANK") == str(number)]
+        return next(process for process in ranks if process.parent().environ().get("RANK") is None)
+
+    def train(self) -> None:
+        """Waits until the run has made some updates."""
+        deadline = time.monotonic() + 60
+        while not any(Path().rglob("events.out.tfevents.*")):
+            assert time.monotonic() < deadline and self.process.poll() is None, self.process.communicate()
+            time.sleep(0.1)
+
+    def end(self, within: float) -> str:
+        """What it said on standard error until its end, which comes by itself."""
+        _, error = self.process.communicate(timeout=within)
+        deadline = time.monotonic() + 5
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert self.processes() == []
+        return error
+
+
+@contextlib.contextmanager
+def started(*command: str, **variables: str) -> Iterator[Started]:
+    program = Started(*command, **variables)
+    try:
+        yield program
+    finally:
+        for process in program.processes():
+            process.kill()
+        program.process.communicate()
+
+
+def wait_for(pattern: str) -> None:
+    deadline = time.monotonic() + 30
+    while not any(Path().glob(pattern)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def newest_checkpoint() -> Path:
+    return max(Path().glob("logs/*/*/checkpoints/*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)], ids=lambda n: str(int(n))
+)
+def test_a_signal_ends_the_update_and_keeps_it(number: signal.Signals, code: int) -> None:
+    with started(*ALONE, *ENDLESS.split(), "--vectorization", "async") as program:
+        program.train()
+        before = time.monotonic()
+        program.process.send_signal(number)
+        error = program.end(within=10)
+        assert time.monotonic() - before < 5
+    checkpoint = newest_checkpoint()
+    update = read_checkpoint(checkpoint)["run"]["update"]
+    assert program.process.returncode == code
+    assert f"stopped: {number.name} after update {update:,}" in error and f"the checkpoint is {checkpoint}" in error
+    assert len(error.splitlines()) == 1
+    exit_file = json.loads((checkpoint.parent.parent / "exit.json").read_text())
+    assert exit_file["exit_code"] == code
+
+
+def test_sigusr1_keeps_a_checkpoint_and_the_run_goes_on() -> None:
+    with started(*ALONE, *ENDLESS.split()) as program:
+        program.train()
+        program.process.send_signal(signal.SIGUSR1)
+        wait_for("logs/*/*/checkpoints/*.ckpt")
+        assert program.process.poll() is None
+        read_checkpoint(newest_checkpoint())
+        program.process.terminate()
+        program.end(within=10)
+    assert program.process.returncode == 143
+
+
+def test_a_stop_of_one_rank_ends_all_at_the_same_update_whether_they_play_or_learn() -> None:
+    command = fabric_command("train_fabric_decoupled.py", *ENDLESS.split(), ranks=3)
+    with started(*command) as program:
+        program.train()
+        program.rank(2).send_signal(signal.SIGTERM)
+        error = program.end(within=20)
+    assert error.count("stopped: SIGTERM after update") == 1
+    assert len(read_checkpoint(newest_checkpoint())["ranks"]) == 3
+
+
+def test_a_killed_rank_is_named_and_no_process_is_left() -> None:
+    command = (BIN / "torchrun", "--nproc_per_node=2", "--standalone", ROOT / "train_torch.py", *ENDLESS.split())
+    with started(*map(str, command), "--vectorization", "async") as program:
+        program.train()
+        victim = program.rank(1)
+        victim.kill()
+        error = program.end(within=10)
+    assert error.count(f"error: ranks have lost each other: rank 1 (process {victim.pid}) has died") == 1
+    assert "exitcode  : 69" in error
+
+
+def test_a_rank_that_is_stopped_is_named_after_the_time_limit() -> None:
+    command = fabric_command("train_fabric.py", *ENDLESS.split(), "--rank-timeout", "2", ranks=2)
+    with started(*command, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1") as program:
+        program.train()
+        victim = program.rank(0)
+        victim.suspend()
+        error = program.end(within=15)
+    assert error.count(f"error: ranks have lost each other: rank 0 (process {victim.pid}) is stopped") == 1
+
+
+def test_a_killed_launcher_leaves_no_rank_and_a_checkpoint() -> None:
+    command = fabric_command("train_fabric.py", *ENDLESS.split(), ranks=2)
+    with started(*command) as program:
+        program.train()
+        program.process.kill()
+        error = program.end(within=10)
+    assert error.count("stopped: SIGTERM after update") == 1
+    read_checkpoint(newest_checkpoint())
+
+
+def test_a_killed_rank_leaves_none_of_its_environments_and_is_started_again_by_torchrun() -> None:
+    flags = f"{SMALL} --env-id CartPole-v1 --vectorization async --total-timesteps 25600 --checkpoint-every 5"
+    command = [BIN / "torchrun", "--nproc_per_node=2", "--standalone", "--max-restarts=1", ROOT / "train_torch.py"]
+    with started(*map(str, command), *flags.split(), "--resume", "auto") as program:
+        program.train()
+        wait_for("logs/*/*/checkpoints/*.ckpt")
+        rank = program.rank(0)
+        environments = rank.children()
+        rank.kill()
+        output, error = program.process.communicate(timeout=90)
+        assert not any(process.is_running() for process in environments)
+    assert program.process.returncode == 0, error
+    assert "CartPole-v1 after 25,600 steps" in output
+    (folder,) = Path("logs/torch_logs").iterdir()
+    assert json.loads((folder / "exit.json").read_text())["exit_code"] == 0
+
+
+def test_an_environment_that_hangs_in_the_rank_itself_ends_it_too() -> None:
+    arguments = f"{SMALL} --total-timesteps 100000 --checkpoint-every 1 --env-id tests.probes:Hanging-v0 --allow-import"
+    result = start(*ALONE, *arguments.split(), "--env-timeout", "1")
+    assert result.returncode == 71
+    assert result.stderr.count("environment 1 has not answered for --env-timeout 1 s, at step 70 of the episode") == 1
+    assert "Traceback" not in result.stderr
+    assert read_checkpoint(newest_checkpoint())["run"]["update"] == 2
+
+
+def test_what_a_program_prints_may_have_no_reader() -> None:
+    command = " ".join([*ALONE, SMALL, "--total-timesteps 6400", "| head -n 1"])
+    result = start("bash", "-o", "pipefail", "-c", command)
+    assert result.returncode == 0 and result.stderr == ""
+    assert json.loads(next(Path().glob("logs/*/*/exit.json")).read_text())["exit_code"] == 0
+
+
+def test_ranks_with_other_flags_are_told_which() -> None:
+    variables = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    with contextlib.ExitStack() as stack:
+        programs = [
+            stack.enter_context(
+                started(*ALONE, *SMALL.split(), "--gamma", gamma, RANK=str(n), LOCAL_RANK=str(n), **variables)
+            )
+            for n, gamma in enumerate(("0.9", "0.95"))
+        ]
+        errors = [program.end(within=60) for program in programs]
+    assert [program.process.returncode for program in programs] == [69, 69]
+    assert "error: all ranks need the same flags: --gamma is 0.9 on rank 0 and 0.95 on rank 1" in errors[0]
+
+
+def test_a_rank_that_does_not_come_is_named() -> None:
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with started(*ALONE, *SMALL.split(), "--rank-timeout", "2", **variables) as program:
+        error = program.end(within=60)
+    assert program.process.returncode == 69
+    assert error.count(f"error: ranks have not met at 127.0.0.1:{variables['MASTER_PORT']} in 2 s") == 1
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        with started(*ALONE, *SMALL.split(), "--rank-timeout", "2", **variables) as program:
+            error = program.end(within=60)
+    assert program.process.returncode == 69
+    address = f"127.0.0.1:{variables['MASTER_PORT']}"
+    assert error.count(f"error: another program listens on {address}; choose another port") == 1
+
+
+def test_ranks_of_one_machine_listen_on_the_loopback_interface_alone() -> None:
+    flags = f"{ENDLESS} --rank-timeout 60"
+    with started(
+        *map(str, (BIN / "torchrun", "--nproc_per_node=2", "--standalone", ROOT / "train_torch.py")), *flags.split()
+    ) as program:
+        program.train()
+        ranks = [program.rank(0), program.rank(1)]
+        listening = [c.laddr.ip for rank in ranks for c in rank.net_connections() if c.status == psutil.CONN_LISTEN]
+        program.process.terminate()
+        program.end(within=30)
+    assert listening and set(listening) <= {"127.0.0.1", "::1"}
+
+
+def test_a_run_is_resumed_by_one_process_at_a_time() -> None:
+    succeeded(torchrun(*SMALL.split(), "--total-timesteps", "640", "--checkpoint-every", "2", ranks=1))
+    (folder,) = Path("logs/torch_logs").iterdir()
+    resumed = ("--resume", str(folder), "--total-timesteps", "100000000")
+    with started(*ALONE, *resumed) as program:
+        deadline = time.monotonic() + 60
+        while len(list(folder.glob("events.*"))) < 2:
+            assert time.monotonic() < deadline and program.process.poll() is None
+            time.sleep(0.1)
+        second = start(*ALONE, *resumed)
+        program.process.terminate()
+        program.end(within=10)
+    assert second.returncode == 73
+    assert f"error: --resume: {folder} is in use by process {program.process.pid}; stop that first" in second.stderr

@@ -1,0 +1,198 @@
+"""What goes wrong inside a process: said in one line, with the right exit code, and the last checkpoint intact."""
+
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+import rl.run.folder
+import train_torch
+from rl.command_line import command_line
+from rl.config import CONFIGS
+from rl.distributed import Ranks
+from rl.errors import RanksError, StopError
+from rl.run.checkpoint import read_checkpoint, write_checkpoint
+from rl.run.requests import Agreement, Requests
+from tests import probes  # noqa: F401 (registers them)
+from tests.ranks import in_ranks
+
+FLAGS = ["--num-envs", "2", "--num-steps", "32", "--hidden-size", "16", "--eval-episodes", "1"]
+FLAGS += ["--execution", "eager", "--no-keep-best"]
+
+
+def train(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
+    """The exit code of the program."""
+    monkeypatch.setattr("sys.argv", ["train_torch.py", *FLAGS, *flags])
+    try:
+        command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
+    except SystemExit as exit_:
+        return int(exit_.code)
+    return 0
+
+
+def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "flags", "message"),
+    [
+        ("Raising-v0", "", "environment 1 raised ZeroDivisionError: integer division or modulo by zero at "),
+        ("Raising-v0", "--vectorization async", "environment 1 raised ZeroDivisionError: integer division or modulo "),
+        ("WrongShape-v0", "", "environment 1 gave an observation of shape (2,); its space says (1,), at step 70 of"),
+        ("Hanging-v0", "--env-timeout 1 --vectorization async", "environment 1 has not answered for --env-timeout 1 s"),
+        ("Dying-v0", "--vectorization async", "the process of environment 1 was killed by signal 9 (out of memory?)"),
+    ],
+)
+def test_an_environment_that_fails_is_named_and_the_last_checkpoint_stays(
+    env_id: str, flags: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = ("--total-timesteps", "100000", "--checkpoint-every", "1")
+    assert train(monkeypatch, *steps, "--env-id", env_id, *flags.split()) == 71
+    (line,) = errors(capsys)
+    assert message in line
+    assert "at step 70 of the episode that reset(seed=" in line and "(rank 0, step 70 of the run)" in line
+    assert read_checkpoint(max(Path().glob("logs/*/*/checkpoints/*")))["run"]["update"] == 2
+
+
+def test_an_environment_that_cannot_be_made_keeps_its_own_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert train(monkeypatch, "--env-id", "Broken-v0", "--vectorization", "async") == 71
+    assert errors(capsys) == ["error: --env-id Broken-v0: cannot be made: RuntimeError: no licence"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def failing_writes(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
+    """Has these writes of checkpoints, counted from 1, find a full disk."""
+    written = 0
+
+    def write(path: Path, content: Any) -> None:
+        nonlocal written
+        written += 1
+        if written in numbers:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_checkpoint(path, content)
+
+    monkeypatch.setattr(rl.run.folder, "write_checkpoint", write)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing_writes(monkeypatch, 2, 3, 5)
+    assert train(monkeypatch, "--total-timesteps", "384", "--checkpoint-every", "1", "--keep-checkpoints", "9") == 0
+    output = capsys.readouterr().out
+    assert output.count("cannot be written: No space left on device; the one before it is kept") == 3
+    updates = {read_checkpoint(path)["run"]["update"] for path in Path().glob("logs/*/*/checkpoints/*")}
+    assert updates == {1, 4, 6}
+
+
+def test_a_disk_that_stays_full_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing_writes(monkeypatch, 2, 3, 4, 5)
+    assert train(monkeypatch, "--total-timesteps", "640", "--checkpoint-every", "1") == 74
+    (line,) = errors(capsys)
+    assert "no checkpoint could be written 3 times in a row; the last one that could is still there" in line
+    assert [path.name for path in Path().glob("logs/*/*/checkpoints/*")] == ["update_0000000001.ckpt"]
+
+
+def test_trouble_with_the_log_ends_the_log_and_not_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def add_scalar(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", add_scalar)
+    assert train(monkeypatch, "--total-timesteps", "384") == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("note: the log ends here, the run does not: [Errno 28] No space left on device") == 1
+    assert "greedy policy" in printed.out
+
+
+CASES = {
+    "nothing": (0.0, 0, False),
+    "a stop": (0.0, int(signal.SIGINT), False),
+    "a save": (0.0, 0, True),
+    "one weight by its last bit": (6e-8, 0, False),
+}
+
+
+def _agreed() -> dict[str, tuple[Tensor, int, bool, bool]]:
+    """What a rank knows after a sum, where rank 1 was asked something or changed a weight."""
+    ranks = Ranks.of()
+    known = {}
+    for name, (change, stop, save) in CASES.items():
+        requests, weights = Requests(), torch.linspace(-1, 1, 5001)
+        if ranks.rank == 1:
+            weights[7] += change
+            requests.stop, requests.save = stop, save
+        agreement = Agreement(ranks, requests, weights)
+        total = agreement.sum(torch.tensor([1.5, ranks.rank], dtype=torch.float64))
+        agreement.look()
+        known[name] = total, agreement.stop, agreement.save, agreement.drifted
+    return known
+
+
+def test_all_ranks_know_what_one_of_three_was_asked_and_whether_its_weights_are_the_same(tmp_path: Path) -> None:
+    for known in in_ranks(_agreed, 3, tmp_path):
+        for name, (change, stop, save) in CASES.items():
+            total, *rest = known[name]
+            assert total.tolist() == [4.5, 3.0]
+            assert rest == [stop, save, change != 0], name
+
+
+def test_weights_that_differ_stop_the_run() -> None:
+    agreement = Agreement(Ranks(), Requests())
+    agreement.check(5)
+    agreement.drifted = True
+    with pytest.raises(RanksError, match="the weights of ranks differ before update 5") as raised:
+        agreement.check(5)
+    assert raised.value.exit_code == 69
+
+
+def test_what_is_asked_after_the_sum_is_heard_at_the_next() -> None:
+    requests = Requests()
+    agreement = Agreement(Ranks(), requests)
+    agreement.sum(torch.zeros(1))
+    requests.save = True
+    agreement.look()
+    agreement.saved()
+    assert not agreement.save and requests.save
+    agreement.sum(torch.zeros(1))
+    agreement.look()
+    assert agreement.save
+    agreement.saved()
+    assert not agreement.save and not requests.save
+
+
+def test_a_second_interrupt_leaves_at_once_but_not_one_that_a_launcher_hands_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Requests() as requests:
+        requests.in_loop = True
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert requests.stop == signal.SIGINT
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 3)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_outside_of_the_updates_a_stop_is_at_once_and_hang_ups_that_are_ignored_stay_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Requests():
+        os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(StopError, match="SIGTERM, outside of the updates") as raised:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert raised.value.exit_code == 143
+    assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
