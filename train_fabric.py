@@ -36,7 +36,8 @@ def main(config: Config[AnyLearner]) -> None:
     require(strategy.startswith(("auto", "ddp")), "--strategy", strategy, "gradients are averaged by ddp here")
     envs = make_envs(config.env, training=True)
     accelerator = "cuda" if config.cuda else os.environ.get("LT_ACCELERATOR", "cpu")
-    folder = open_run(config, PROGRAM, "gloo" if accelerator == "cpu" else "nccl")
+    on_gpus = accelerator in ("cuda", "gpu") or (accelerator == "auto" and torch.cuda.is_available())
+    folder = open_run(config, PROGRAM, "nccl" if on_gpus else "gloo")
     logger = TensorBoardLogger(folder.path, name="", version="", default_hp_metric=False, purge_step=folder.purge_step)
     # Fabric takes --accelerator, --devices, --strategy and --precision of `fabric run` from the environment.
     precision_flag = None if "LT_PRECISION" in os.environ else config.precision
@@ -87,8 +88,9 @@ def main(config: Config[AnyLearner]) -> None:
     state = State(
         own={"collector": collector, "shuffle": shuffle, "learner": learner},
         shared=shared | ({"scaler": scaler} if scaler else {}),
+        weights=weights.vector,
     )
-    with closing(envs), Run(config, policy, folder, logger, ranks, execution, state, weights.vector) as run:
+    with closing(envs), Run(config, policy, folder, logger, ranks, execution, state) as run:
         for progress in run.updates():
             learning_rate = learner.learning_rate_at(progress)
             adam.param_groups[0]["lr"].fill_(learning_rate)

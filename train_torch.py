@@ -81,8 +81,9 @@ def main(config: Config[AnyLearner]) -> None:
     state = State(
         own={"collector": collector, "shuffle": shuffle, "learner": learner},
         shared={"agent": policy, "optimizer": InPlace(optimizer.state[weights.vector]), "scaler": scaler},
+        weights=weights.vector,
     )
-    with closing(envs), Run(config, policy, folder, logger, ranks, execution, state, weights.vector) as run:
+    with closing(envs), Run(config, policy, folder, logger, ranks, execution, state) as run:
         for progress in run.updates():
             learning_rate = learner.learning_rate_at(progress)
             optimizer.param_groups[0]["lr"].fill_(learning_rate)

@@ -34,7 +34,7 @@ def run_program(
         free.close()
         torchrun = ["torchrun", f"--nproc_per_node={ranks}", f"--master-port={port}"]
         fabric = ["fabric", "run", f"--devices={ranks}", f"--main-port={port}"]
-        name, *arguments = torchrun if program == "train_torch.py" else fabric
+        name, *arguments = torchrun if "fabric" not in program else fabric
         launcher = [str(Path(sys.executable).parent / name), *arguments]
         command = [*launcher, *options, str(ROOT / program), *flags, f"--log-dir={folder}"]
         began_at = time.perf_counter()

@@ -1,13 +1,12 @@
 """A Gymnasium environment whose every episode has a seed of its own, so that it can be played again."""
 
-import contextlib
 import copy
 import ctypes
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -36,6 +35,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         """Counts from episode 0 of environment 0 until it is reset with a `seed_of` another."""
         super().__init__(env)
+        self.shape = env.observation_space.shape  # the wrappers pass on the space itself, which takes its time
         self.index = 0
         """Which environment of its rank this is."""
         self.made_anew = False
@@ -52,20 +52,28 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             (self.environment, self.episode + 1) if seed is None else divmod(seed, EPISODES)
         )
         self.num_steps = 0
-        with self._failing():
+        self.busy = True
+        try:
             if self.made_anew:
                 self.env.close()
                 self.env = gym.make(self.env.spec)  # type: ignore[arg-type]
             obs, info = self.env.reset(seed=episode_seed(self.environment, self.episode), options=options)
-            self._check_shape(obs)
+        except Exception as error:
+            raise self._raised(error) from error
+        self.busy = False
+        self._check_shape(obs)
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Acts once."""
         self.num_steps += 1
-        with self._failing():
+        self.busy = True
+        try:
             result = self.env.step(action)
-            self._check_shape(result[0])
+        except Exception as error:
+            raise self._raised(error) from error
+        self.busy = False
+        self._check_shape(result[0])
         return result
 
     def replay(self) -> Any:
@@ -76,26 +84,19 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         self.history = ()
         return obs
 
-    @contextlib.contextmanager
-    def _failing(self) -> Iterator[None]:
-        self.busy = True
-        try:
-            yield
-            self.busy = False
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            what = str(error) if isinstance(error, EpisodeError) else f"raised {type(error).__name__}: {error}"
-            place = "" if isinstance(error, EpisodeError) else f" at {where.filename}:{where.lineno}"
-            raise EpisodeError(
-                f"environment {self.index} {what}{place}, at step {self.num_steps:,} of the episode that"
-                f" reset(seed={episode_seed(self.environment, self.episode)}) starts"
-            ) from error
-
     def _check_shape(self, obs: Any) -> None:
-        if np.shape(obs) != self.observation_space.shape:
-            raise EpisodeError(
-                f"gave an observation of shape {np.shape(obs)}; its space says {self.observation_space.shape}"
-            )
+        if np.shape(obs) != self.shape:
+            raise self._failed(f"gave an observation of shape {np.shape(obs)}; its space says {self.shape}")
+
+    def _raised(self, error: Exception) -> EpisodeError:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return self._failed(f"raised {type(error).__name__}: {error} at {where.filename}:{where.lineno}")
+
+    def _failed(self, how: str) -> EpisodeError:
+        seed = episode_seed(self.environment, self.episode)
+        return EpisodeError(
+            f"environment {self.index} {how}, at step {self.num_steps:,} of the episode that reset(seed={seed}) starts"
+        )
 
 
 def worker(*args: Any) -> None:

@@ -172,9 +172,9 @@ class Stepper:
         kept = "snapshot" if "snapshot" in state else "episodes" if "actions" in state else "none"
         if kept == "none" or kept != self.memory:
             self.episode += 1
-            seeds = [seed_of(*pair) for pair in zip(self.environment.tolist(), self.episode.tolist(), strict=True)]
-            # A batched class of its own has played some episodes of one seed: it takes another.
-            return self._reset(seeds if self.seeded else seeds[0] % 2**31)
+            places = list(zip(self.environment.tolist(), self.episode.tolist(), strict=True))
+            # A batched class of its own takes one seed, and another than it has had.
+            return self._reset([seed_of(*place) for place in places] if self.seeded else episode_seed(*places[0]))
         for name in ("running_return", "running_length", "resetting"):
             getattr(self, name)[:] = state[name]
         if self.memory == "snapshot":

@@ -49,12 +49,8 @@ class Run:
         ranks: Ranks,
         execution: Execution,
         state: State,
-        weights: Tensor | None = None,
     ) -> None:
-        """Every rank that plays makes one; rank 0's speaks and writes.
-
-        `weights` is the vector that must be the same on all `ranks`.
-        """
+        """Every rank that plays makes one; rank 0's speaks and writes."""
         self.config = config
         self.policy = policy
         self.folder = folder
@@ -67,7 +63,7 @@ class Run:
         self.finite = Finite(config.env.env_id, ranks, self.device)
         self.episodes = Episodes()
         self.requests = Requests()
-        self.agreement = Agreement(ranks, self.requests, weights)
+        self.agreement = Agreement(ranks, self.requests, state.weights)
         self.progress: Progress | None = None
         self.update = 0
         self.seconds = 0.0

@@ -46,6 +46,8 @@ class State:
 
     own: dict[str, Stateful]
     shared: dict[str, Stateful] = field(default_factory=dict)
+    weights: Tensor | None = None
+    """The vector that must be the same on all ranks that learn; none on one that does not."""
 
     def gather(self, everyone: Ranks, *, leads: bool, device: torch.device) -> list[Tensor]:
         """All ranks' states as bytes, on rank 0; `leads` says that this rank gives what all have alike."""
@@ -76,7 +78,7 @@ class State:
             )
         collectors = [state["own"]["collector"] for state in states if "collector" in state["own"]]
         if "collector" in self.own:
-            num_players = len(collectors) if len(collectors) == 1 else everyone.size
+            num_players = everyone.size if self.shared else 1  # who plays and does not learn is the only player
             self.own["collector"].load_state_dict(dealt(collectors, everyone.rank, num_players))
         for name in self.own.keys() & {"run", "exchange", "policy"}:
             kept = dict(states[0]["own"][name])

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,56 @@ def marked(mark: str) -> Iterator[psutil.Process]:
 def marked_environment(mark: str) -> dict[str, str]:
     """Variables by which `marked` finds a command's processes, however they were started."""
     return os.environ | {"GLOO_SOCKET_IFNAME": "lo", "RL_TEST_MARK": mark}
+
+
+class Started:
+    """A program that runs until something is done to it."""
+
+    def __init__(self, *command: str, **variables: str) -> None:
+        """Starts it in the present folder."""
+        self.mark = uuid.uuid4().hex
+        self.process = subprocess.Popen(
+            command,
+            env=marked_environment(self.mark) | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def processes(self) -> list[psutil.Process]:
+        return [process for process in marked(self.mark) if process.status() != psutil.STATUS_ZOMBIE]
+
+    def rank(self, number: int) -> psutil.Process:
+        """A rank's process, and not one of its environments'."""
+        ranks = [p for p in self.processes() if p.environ().get("RANK") == str(number)]
+        return next(process for process in ranks if process.parent().environ().get("RANK") is None)
+
+    def train(self) -> None:
+        """Waits until the run has made some updates."""
+        deadline = time.monotonic() + 60
+        while not any(Path().rglob("events.out.tfevents.*")):
+            assert time.monotonic() < deadline and self.process.poll() is None, self.process.communicate()
+            time.sleep(0.1)
+
+    def end(self, within: float) -> str:
+        """What it said on standard error until its end, which comes by itself."""
+        _, error = self.process.communicate(timeout=within)
+        deadline = time.monotonic() + 5
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert self.processes() == []
+        return error
+
+
+@contextlib.contextmanager
+def started(*command: str, **variables: str) -> Iterator[Started]:
+    program = Started(*command, **variables)
+    try:
+        yield program
+    finally:
+        for process in program.processes():
+            process.kill()
+        program.process.communicate()
 
 
 def succeeded(result: subprocess.CompletedProcess[str]) -> str:

@@ -15,7 +15,7 @@ from rl.command_line import command_line
 from rl.config import CONFIGS, DecoupledConfig
 from rl.run.checkpoint import from_bytes, read_checkpoint
 from tests import probes  # noqa: F401 (registers them)
-from tests.programs.launch import log_of
+from tests.programs.launch import log_of, succeeded, torchrun
 from tests.states import differences
 
 FLAGS = ["--num-envs", "3", "--num-steps", "32", "--hidden-size", "16", "--eval-episodes", "1"]
@@ -221,3 +221,29 @@ def test_another_program_refuses_the_run(monkeypatch: pytest.MonkeyPatch, capsys
         command_line(train_fabric_decoupled.main, {"ppo": DecoupledConfig()}, train_fabric_decoupled.PROGRAM)
     assert exit_.value.code == 65
     assert "--resume: a run of another program" in capsys.readouterr().err
+
+
+def test_a_run_of_one_rank_goes_on_with_two_that_have_as_many_environments(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--env-id", "CartPole-v1", "--vectorization", "sync", "--num-envs", "4", "--total-timesteps", "1024"]
+    folder = whole_run(monkeypatch, *flags)
+    copy = as_it_was(folder, 4)
+    result = torchrun("--resume", str(copy), "--num-envs", "2", ranks=2)
+    succeeded(result)
+    assert result.stderr.count("note: resumed on 2 ranks instead of 1: the run goes on like the first one") == 1
+    alone, together = log_of(folder), log_of(copy)
+    # The next rollout is the same, whoever plays it; what is learned from it on two ranks is not, to the bit.
+    for tag in ("Rewards/rew_avg", "Game/ep_len_avg", "Info/explained_variance"):
+        assert together[tag][:4] == alone[tag][:4]
+        assert together[tag][4] == (640, pytest.approx(alone[tag][4][1], rel=1e-4))
+    assert [step for step, _ in together["Loss/policy_loss"]] == [step for step, _ in alone["Loss/policy_loss"]]
+    assert read_checkpoint(copy / "last.ckpt")["num_players"] == 2
+
+
+def test_replay_buffers_are_not_dealt_to_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = whole_run(monkeypatch, "actor-critic", *STEPS.split(), "--num-envs", "4", "--total-episodes", "9999")
+    result = torchrun("--resume", str(as_it_was(folder, 4)), "--num-envs", "2", ranks=2)
+    assert (
+        result.stderr.count("error: --resume: the run's 1 ranks have a replay buffer each, which are not dealt to") == 1
+    )

@@ -1,0 +1,301 @@
+"""Seeds known bugs one by one into a copy of the program, and sees whether the tests notice: python tests/mutants.py.
+
+Most are mistakes that well-known programs have made. Each names the tests that are to fail; the copy as it is must pass
+all of them.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Mutant(NamedTuple):
+    """A bug: what stands in a file, what it is replaced by, and the tests that are to notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = (
+    Mutant(
+        "the same environments on all ranks",
+        "train_torch.py",
+        "first_env=ranks.rank * envs.num_envs",
+        "first_env=0",
+        "tests/programs/test_programs.py -k environments_of_their_own",
+    ),
+    Mutant(
+        "environments of ranks overlap but for one",
+        "train_torch.py",
+        "first_env=ranks.rank * envs.num_envs",
+        "first_env=ranks.rank",
+        "tests/programs/test_programs.py -k environments_of_their_own",
+    ),
+    Mutant(
+        "normalised advantages are not used",
+        "rl/learners/ppo.py",
+        "            advantage,\n            estimates.target,",
+        "            estimates.advantage,\n            estimates.target,",
+        "tests/learners/test_ppo.py",
+    ),
+    Mutant(
+        "truncation taken for termination",
+        "rl/returns.py",
+        "* next_value * ~terminated",
+        "* next_value * ~(terminated | truncated)",
+        "tests/test_returns.py",
+    ),
+    Mutant(
+        "bootstrap from the observation after the reset",
+        "rl/envs/stepper.py",
+        'next_obs[ended] = np.stack(result[4]["final_obs"][ended])',
+        "pass",
+        "tests/envs/test_stepping.py",
+    ),
+    Mutant(
+        "the step of a reset is learned from",
+        "rl/envs/stepper.py",
+        "acted = ~self.resetting",
+        "acted = np.ones_like(self.resetting)",
+        "tests/envs/test_stepping.py",
+    ),
+    Mutant(
+        "the same order every epoch",
+        "rl/seeding.py",
+        "torch.randperm(num_rows, generator=self.generator,",
+        "torch.randperm(num_rows, generator=torch.Generator().manual_seed(1),",
+        "tests/test_seeding.py tests/learners/test_ppo.py",
+    ),
+    Mutant(
+        "rows that pad a part are learned from",
+        "rl/exchange.py",
+        "weight.new_zeros(num_missing)",
+        "weight.new_ones(num_missing)",
+        "tests/test_exchange.py",
+    ),
+    Mutant(
+        "episodes end without a return",
+        "rl/envs/stepper.py",
+        "(self.running_return * ended).astype(np.float32)",
+        "(0 * self.running_return).astype(np.float32)",
+        "tests/envs/test_stepping.py",
+    ),
+    Mutant(
+        "the learning rate is annealed one update ahead",
+        "rl/run/run.py",
+        "self._fraction_done(self.update / num_updates)",
+        "self._fraction_done((self.update + 1) / (num_updates + 1))",
+        "tests/programs/test_programs.py -k bare_command",
+    ),
+    Mutant(
+        "the loss scale is not saved",
+        "train_torch.py",
+        ', "scaler": scaler}',
+        "}",
+        "tests/run/test_resume.py -k fp16",
+    ),
+    Mutant(
+        "advantages flow past the end of an episode",
+        "rl/returns.py",
+        "~(terminated | truncated)",
+        "~terminated",
+        "tests/test_returns.py",
+    ),
+    Mutant(
+        "entropy with the wrong sign",
+        "rl/learners/ppo.py",
+        "entropy_loss = -weighted_mean(",
+        "entropy_loss = weighted_mean(",
+        "tests/learners/test_ppo.py",
+    ),
+    Mutant(
+        "the larger of both surrogates",
+        "rl/learners/ppo.py",
+        "return -torch.minimum(",
+        "return -torch.maximum(",
+        "tests/learners/test_ppo.py",
+    ),
+    Mutant(
+        "the target of the critic is learned from too",
+        "rl/learners/actor_critic.py",
+        "values[num_rows:].detach()",
+        "values[num_rows:]",
+        "tests/learners/test_actor_critic.py",
+    ),
+    Mutant(
+        "advantages are normalised on every rank by itself",
+        "rl/learners/ppo.py",
+        "sum_over_ranks(estimates.sums)",
+        "estimates.sums",
+        "tests/test_distributed.py",
+    ),
+    Mutant(
+        "rows are weighed by rank",
+        "rl/learners/learner.py",
+        "return weight * (weight.numel() * num_ranks / total.clamp(min=1)).float()",
+        "return weight",
+        "tests/test_distributed.py",
+    ),
+    Mutant(
+        "the order of rows is not restored",
+        "rl/seeding.py",
+        'self.generator.set_state(state["generator"])',
+        "pass",
+        "tests/run/test_resume.py -k same_bits",
+    ),
+    Mutant(
+        "actions are played again in another precision",
+        "rl/envs/stepper.py",
+        "torch.from_numpy(np.array(actions))",
+        "torch.from_numpy(np.array(actions, np.float64))",
+        "tests/run/test_resume.py -k same_bits",
+    ),
+    Mutant(
+        "a digest that nobody compares",
+        "rl/run/checkpoint.py",
+        "if comment != _comment(archive):",
+        "if len(comment) < 5:",
+        "tests/run/test_checkpoint.py",
+    ),
+    Mutant(
+        "a checkpoint is loaded with all that pickle can do",
+        "rl/run/checkpoint.py",
+        'map_location="cpu", weights_only=True)\n    except',
+        'map_location="cpu", weights_only=False)\n    except',
+        "tests/run/test_checkpoint.py tests/test_security.py",
+    ),
+    Mutant(
+        "a checkpoint is written over the one before it",
+        "rl/run/checkpoint.py",
+        'unfinished = path.with_name(f".{path.name}.tmp")',
+        "unfinished = path",
+        "tests/run/test_checkpoint.py",
+    ),
+    Mutant(
+        "the ranks of a second attempt find what the first left",
+        "rl/joining.py",
+        "{launched_at}_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
+        "{launched_at}",
+        "tests/programs/test_faults.py -k started_again",
+    ),
+    Mutant(
+        "a terminal's interrupt ends the environments' processes",
+        "rl/envs/episodes.py",
+        "signal.signal(asked, signal.SIG_IGN)",
+        "pass",
+        "tests/programs/test_faults.py -k ends_the_update",
+    ),
+    Mutant(
+        "gradients are clipped before they are unscaled",
+        "train_torch.py",
+        "        scaler.unscale_(optimizer)\n        norm = clip_grad_norm_([weights.vector], learner.max_grad_norm)\n",
+        "        norm = clip_grad_norm_([weights.vector], learner.max_grad_norm)\n        scaler.unscale_(optimizer)\n",
+        "tests/programs/test_executions.py tests/programs/test_learners.py -k fp16",
+    ),
+    Mutant(
+        "steps of one rank are counted",
+        "rl/run/logger.py",
+        "values = iter(self.sum_over_ranks(totals).tolist())",
+        "values = iter(totals.tolist())",
+        "tests/test_distributed.py",
+    ),
+    Mutant(
+        "noise starts again after a resume",
+        "rl/rollout.py",
+        'self.num_steps.fill_(state["num_steps"])\n        self.envs.load',
+        "self.envs.load",
+        "tests/run/test_resume.py -k same_bits",
+    ),
+    Mutant(
+        "running returns start again after a resume",
+        "rl/envs/stepper.py",
+        'for name in ("running_return", "running_length", "resetting"):\n            getattr',
+        'for name in ("resetting",):\n            getattr',
+        "tests/run/test_resume.py -k same_bits",
+    ),
+    Mutant(
+        "TensorBoard shows updates twice",
+        "train_torch.py",
+        "TensorBoardWriter(folder.path, folder.purge_step)",
+        "TensorBoardWriter(folder.path)",
+        "tests/run/test_resume.py -k same_bits",
+    ),
+    Mutant(
+        "Adam starts again after a resume",
+        "rl/run/state.py",
+        "                tensor.copy_(state[name])",
+        "                pass",
+        "tests/run/test_resume.py -k same_bits",
+    ),
+    Mutant(
+        "weights that differ go unnoticed",
+        "rl/run/requests.py",
+        "self.drifted |= any(",
+        "self.drifted |= False and any(",
+        "tests/run/test_faults.py",
+    ),
+    Mutant(
+        "a rank outlives its launcher",
+        "rl/joining.py",
+        "ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM)",
+        "pass",
+        "tests/programs/test_faults.py -k killed_launcher",
+    ),
+    Mutant(
+        "a stop of one rank is its own affair",
+        "rl/run/requests.py",
+        "word = self.told if self.word is None else self.word.tolist()",
+        "word = self.told + [0.0] * 4",
+        "tests/run/test_faults.py",
+    ),
+)
+
+
+def passes(folder: Path, tests: str) -> bool:
+    """Whether these tests of the copy pass."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *tests.split()]
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode in (0, 1), result.stdout + result.stderr
+    return result.returncode == 0
+
+
+def main() -> None:
+    """Tries one mutant after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="those whose name holds this")
+    parser.add_argument("--skip-check", action="store_true", help="trust that the tests pass without a bug")
+    arguments = parser.parse_args()
+    mutants = [mutant for mutant in MUTANTS if arguments.only in mutant.name]
+    survivors = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "copy")
+        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "logs", "__pycache__"))
+        for tests in sorted({mutant.tests for mutant in mutants} if not arguments.skip_check else ()):
+            assert passes(folder, tests), f"{tests} fails without a bug"
+        for mutant in mutants:
+            path = folder / mutant.file
+            source = path.read_text()
+            assert mutant.old in source, f"{mutant.name}: {mutant.file} has changed"
+            path.write_text(source.replace(mutant.old, mutant.new))
+            caught = not passes(folder, mutant.tests)
+            path.write_text(source)
+            print(f"{'caught ' if caught else 'MISSED '} {mutant.name}", flush=True)
+            if not caught:
+                survivors.append(mutant.name)
+    print(f"{len(mutants) - len(survivors)} of {len(mutants)} bugs caught")
+    sys.exit(1 if survivors else 0)
+
+
+if __name__ == "__main__":
+    main()
