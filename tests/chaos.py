@@ -7,6 +7,7 @@ ends with must be that of the run left alone, to the bit.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -33,9 +34,10 @@ FLAGS = (
     "--num-envs 2 --num-steps 64 --hidden-size 16 --eval-episodes 1 --execution eager --no-keep-best"
     " --report-episodes 1 --rank-timeout 8 --resume auto"
 )
-PATIENCE_SECONDS = 45
+PATIENCE_SECONDS = 45  # to start, or to end, on a busy machine
+ORPHANED_SECONDS = 10
 FAULTS = (
-    *("kill rank", "kill launcher", "kill in save"),
+    *("kill rank", "kill launcher", "kill in save", "kill environment"),
     *("SIGTERM rank", "SIGTERM launcher", "SIGINT all", "SIGSTOP rank"),
 )
 
@@ -150,12 +152,12 @@ class Attempt:
         return int(spoken[-1].split("episodes, ")[1].split(" of ")[0].replace(",", "")) if spoken else None
 
     def left_over(self) -> list[psutil.Process]:
-        """The processes that are still there when all should have gone."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        """The processes that are still there some seconds after their launcher has gone."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.launcher.wait(2 * PATIENCE_SECONDS)  # it may start its ranks again
+        deadline = time.monotonic() + ORPHANED_SECONDS
         while self.processes() and time.monotonic() < deadline:
-            self.launcher.poll()
             time.sleep(0.1)
-        self.launcher.poll()
         return self.processes()
 
     def end(self) -> None:
@@ -172,6 +174,8 @@ def inject(fault: str, attempt: Attempt, generator: random.Random) -> bool:
         return False
     victim = generator.choice(ranks)
     kind, _, whom = fault.partition(" ")
+    if whom == "environment":
+        victim = generator.choice(victim.children() or [victim])
     number = {"kill": signal.SIGKILL}.get(kind) or getattr(signal, kind)
     try:
         if fault == "SIGSTOP rank" and len(ranks) == 1:
@@ -319,8 +323,6 @@ def main() -> None:
                 folder = Path(temporary, f"run{number}_{round_}")
                 folder.mkdir()
                 faults = generator.sample(FAULTS, min(3, arguments.faults - report.faults.total()))
-                if program.ranks == 1:
-                    faults = [fault for fault in faults if fault != "SIGSTOP rank"] or ["kill rank"]
                 harass(program, folder, faults, seconds, generator, report)
                 if found := differences(expected, final_state(folder)):
                     report.different.append(f"{program}: {found[:5]}")

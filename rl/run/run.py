@@ -20,7 +20,7 @@ from rl.distributed import Ranks
 from rl.envs.stepping import make_envs
 from rl.errors import DiskError, StopError, exit_file
 from rl.execution import Execution
-from rl.joining import rank, world_size
+from rl.joining import rank
 from rl.learners.learner import AnyLearner
 from rl.rollout import Rollout
 from rl.run.checkpoint import FORMAT
@@ -30,6 +30,7 @@ from rl.run.folder import BEST, LAST, RunFolder
 from rl.run.logger import Averages, Episodes, Guarded, Logger, Progress, say
 from rl.run.requests import Agreement, Requests
 from rl.run.state import State, Stateful
+from rl.run.summary import summary
 from rl.seeding import evaluation_seed
 
 MAX_LOG_POINTS = 1000  # of a run: to log an update takes a millisecond, and small updates take little more
@@ -284,7 +285,7 @@ class Run:
         self.logger.log_hyperparams(self.config.flags(), reached, self.step)
         if self.config.capture_video:
             self._film("test_videos", "greedy")
-        say(self._summary(evaluation))
+        say(summary(self, evaluation))
         exit_file.write(0, "complete")
 
     def _film(self, folder: str, name: str) -> None:
@@ -294,24 +295,3 @@ class Run:
             record_video(self.policy, self.config.env, path, seed=seed, max_steps=max_steps)
         except OSError as error:
             say(f"note: {path} cannot be written: {error}")
-
-    def _summary(self, evaluation: Evaluation) -> str:
-        returns, num_cut = evaluation.total_return, int(evaluation.unfinished.sum())
-        cut = f", {num_cut} of them cut after {self.config.max_eval_steps} steps" if num_cut else ""
-        skipped = self.skipped_steps > 0
-        compiled = self.execution.compile_seconds
-        compiling = f", after {compiled:.0f} s of compiling" if compiled else ""
-        return "\n".join(
-            (
-                "",
-                f"{self.config.env.env_id} after {self.step:,} steps",
-                f"  greedy policy    return {returns.mean():.2f}, from {returns.min():.2f} to {returns.max():.2f}"
-                f" in {len(returns)} episodes{cut}",
-                f"  sampled policy   return {self.episodes.mean_return():.2f} in the last hundred of"
-                f" {self.episodes.number:,} episodes",
-                *([f"  skipped          {self.skipped_steps:,.0f} steps whose gradient overflowed"] * skipped),
-                f"  speed            {self.step / self.seconds:,.0f} steps/s on {world_size()} rank(s){compiling}",
-                f"  logs and agent   {self.folder.path}",
-                f"  to see the logs  tensorboard --logdir {self.folder.path.parent}",
-            )
-        )

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import socket
 import sys
@@ -184,14 +185,15 @@ def test_a_port_that_is_taken_is_named() -> None:
     assert error.count(f"error: another program listens on {address}; choose another port") == 1
 
 
-def test_ranks_of_one_machine_listen_on_the_loopback_interface_alone() -> None:
-    flags = f"{ENDLESS} --rank-timeout 60"
-    with started(
-        *map(str, (BIN / "torchrun", "--nproc_per_node=2", "--standalone", ROOT / "train_torch.py")), *flags.split()
-    ) as program:
+def test_on_one_machine_nothing_listens_beyond_the_loopback_interface() -> None:
+    page = (ROOT / "docs/reliability.md").read_text()
+    variable, command = re.search(r"(TORCH_DISABLE_\w+)=1 (torchrun .*store_type=file.*)train_torch", page).groups()
+    launcher = command.replace("$(mktemp)", str(Path("rendezvous").absolute())).split()
+    program_and_flags = (str(ROOT / "train_torch.py"), *ENDLESS.split())
+    with started(str(BIN / launcher[0]), *launcher[1:], *program_and_flags, **{variable: "1"}) as program:
         program.train()
-        ranks = [program.rank(0), program.rank(1)]
-        listening = [c.laddr.ip for rank in ranks for c in rank.net_connections() if c.status == psutil.CONN_LISTEN]
+        connections = [connection for process in program.processes() for connection in process.net_connections()]
+        listening = [connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN]
         program.process.terminate()
         program.end(within=30)
     assert listening and set(listening) <= {"127.0.0.1", "::1"}

@@ -247,3 +247,19 @@ def test_replay_buffers_are_not_dealt_to_other_ranks(monkeypatch: pytest.MonkeyP
     assert (
         result.stderr.count("error: --resume: the run's 1 ranks have a replay buffer each, which are not dealt to") == 1
     )
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(71, 70), (72, 70), (69, None), (143, None)])
+def test_a_run_that_would_end_in_the_same_way_is_not_started_again(
+    code: int, exit_code: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = as_it_was(whole_run(monkeypatch, *STEPS.split()), 7)
+    (copy / "exit.json").write_text(f'{{"exit_code": {code}, "rank": 1, "message": "--env-id x: hangs"}}')
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    if exit_code is None:
+        train(monkeypatch, "--resume", str(copy))
+        return
+    with pytest.raises(SystemExit) as exit_:
+        train(monkeypatch, "--resume", str(copy))
+    assert exit_.value.code == exit_code
+    assert "error: not started again, since it would end in the same way: --env-id x: hangs" in capsys.readouterr().err
