@@ -1,0 +1,16 @@
+"""A short version of tests/chaos.py, which kills real runs and compares what they end with."""
+
+import re
+import sys
+
+from tests.programs.launch import ROOT, start, succeeded
+
+
+def test_under_a_few_faults_nothing_is_lost() -> None:
+    output = succeeded(
+        start(sys.executable, ROOT / "tests/chaos.py", "--faults", "3", "--seed", "3", "--programs", "1")
+    )
+    assert re.search(r"faults injected +3", output)
+    assert re.search(r"resumes that worked +(\d+) of \1\n", output)
+    assert re.search(r"more than an interval in 0 cases", output)
+    assert re.search(r"orphans +0\nunreadable checkpoints +0\nruns that ended as if undisturbed +(\d+) of \1\n", output)
