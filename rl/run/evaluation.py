@@ -1,6 +1,9 @@
 """How good a policy is: greedy episodes, and videos of them."""
 
 import importlib.util
+import math
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rl.agent import Agent
+from rl.config import Config
 from rl.envs.step import Envs
-from rl.envs.stepping import EnvConfig
+from rl.envs.stepping import EnvConfig, make_envs
 from rl.errors import UserError
+from rl.learners.learner import AnyLearner
+from rl.seeding import evaluation_seed
 
 
 class Evaluation(NamedTuple):
@@ -22,11 +28,13 @@ class Evaluation(NamedTuple):
 
     total_return: Tensor  # [N] float64
     unfinished: Tensor  # [N] bool, cut by our own limit
+    given_up: bool = False  # for want of time, so that nothing is said of the policy
 
 
 @torch.no_grad()
-def evaluate(policy: Agent, envs: Envs, *, seed: int, max_steps: int) -> Evaluation:
-    """Plays one greedy episode in each environment, of at most `max_steps` steps."""
+def evaluate(policy: Agent, envs: Envs, *, seed: int, max_steps: int, max_seconds: float = math.inf) -> Evaluation:
+    """Plays one greedy episode of at most `max_steps` steps in each environment, all within `max_seconds`."""
+    gives_up_at = time.monotonic() + max_seconds
     obs = envs.reset(seed)
     total_return = torch.zeros(envs.num_envs, dtype=torch.float64, device=envs.device)
     running = torch.ones(envs.num_envs, dtype=torch.bool, device=envs.device)
@@ -38,7 +46,23 @@ def evaluate(policy: Agent, envs: Envs, *, seed: int, max_steps: int) -> Evaluat
         obs = step.obs
         if not running.any():
             break
+        if time.monotonic() > gives_up_at:
+            return Evaluation(total_return, running, given_up=True)
     return Evaluation(total_return, running)
+
+
+def evaluate_run(config: Config[AnyLearner], policy: Agent, max_seconds: float = math.inf) -> Evaluation:
+    """The evaluation that a run's flags ask for, on the device that its agent is on."""
+    envs = make_envs(replace(config.env, num_envs=config.eval_episodes, vectorization="sync"))
+    evaluation = evaluate(
+        policy,
+        envs.to(policy.critic.weight.device),
+        seed=evaluation_seed(config.seed),
+        max_steps=config.max_eval_steps,
+        max_seconds=max_seconds,
+    )
+    envs.close()
+    return evaluation
 
 
 @torch.no_grad()
@@ -65,6 +89,12 @@ def record_video(policy: Agent, config: EnvConfig, path: Path, *, seed: int, max
     env.close()  # type: ignore[no-untyped-call]
     # RecordVideo names the file after the episode's number, which is always 0 here.
     path.with_name(f"{path.stem}-episode-0.mp4").rename(path)
+
+
+def film_run(config: Config[AnyLearner], policy: Agent, path: Path) -> None:
+    """Films one greedy episode of those that evaluate a run."""
+    seed, max_steps = evaluation_seed(config.seed), config.max_eval_steps
+    record_video(policy, config.env, path, seed=seed, max_steps=max_steps)
 
 
 def check_video(config: EnvConfig) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor
 from typing_extensions import Self
 
 from rl.distributed import Ranks
-from rl.errors import RanksError, StopError
+from rl.errors import DiskError, RanksError, StopError
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAVE = signal.SIGUSR1
+MAX_FAILED_WRITES = 3  # in a row, before the run gives up
 SECOND_TIME_SECONDS = 1.0  # a launcher hands a terminal's Ctrl-C on to ranks that have had it already
 SAID = ("Asked/stop", "Asked/save", "Asked/drifted")
 PIECE_BITS = 20  # of a checksum: sums of squares of such numbers are exact in float64
@@ -113,7 +114,16 @@ class Agreement:
         self.requests.stop = self.requests.stop or int(said["Asked/stop"])
 
     def check(self, update: int) -> None:
-        """Raises `RanksError` if the weights of two ranks were not the same any more before this update."""
+        """Stops all ranks where one cannot go on.
+
+        Raises:
+            DiskError: Checkpoints cannot be written.
+            RanksError: The weights of two ranks were not the same any more before this update.
+        """
+        if self.failed:
+            raise DiskError(
+                f"no checkpoint could be written {MAX_FAILED_WRITES} times in a row; the last one that could is there"
+            )
         if self.drifted:
             raise RanksError(
                 f"the weights of ranks differ before update {update:,}: one of them has reckoned or stored something"

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -17,24 +17,21 @@ from typing_extensions import Self
 from rl.agent import Agent
 from rl.config import Config
 from rl.distributed import Ranks
-from rl.envs.stepping import make_envs
 from rl.errors import DiskError, StopError, exit_file
 from rl.execution import Execution
 from rl.joining import rank
 from rl.learners.learner import AnyLearner
 from rl.rollout import Rollout
 from rl.run.checkpoint import FORMAT
-from rl.run.evaluation import Evaluation, evaluate, record_video
+from rl.run.evaluation import Evaluation, evaluate_run, film_run
 from rl.run.finite import Finite
 from rl.run.folder import BEST, LAST, RunFolder
 from rl.run.logger import Averages, Episodes, Guarded, Logger, Progress, say
-from rl.run.requests import Agreement, Requests
+from rl.run.requests import MAX_FAILED_WRITES, Agreement, Requests
 from rl.run.state import State, Stateful
 from rl.run.summary import summary
-from rl.seeding import evaluation_seed
 
 MAX_LOG_POINTS = 1000  # of a run: to log an update takes a millisecond, and small updates take little more
-MAX_FAILED_WRITES = 3  # in a row, before the run gives up
 MAX_EVALUATION_SHARE = 0.01  # of the run's time, for evaluations at checkpoints
 
 
@@ -80,6 +77,7 @@ class Run:
         """Goes on from the checkpoint, if there is one; keeps the flags; notes signals from now on."""
         if self.folder.checkpoint is not None:
             self.state.load(self.folder.checkpoint["ranks"], self.everyone)
+            self.best_return = self.folder.checkpoint["run"]["best_return"]
         if rank() == 0:
             learner = self.config.learner
             updates = self.config.num_updates() * self.config.steps_per_update()
@@ -99,7 +97,7 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         """How far the run is."""
-        names = ("update", "seconds", "step", "skipped_steps", "best_return", "evaluation_seconds")
+        names = ("update", "seconds", "step", "skipped_steps", "evaluation_seconds")
         parts = {name: part.state_dict() for name, part in self._parts().items()}
         return {name: getattr(self, name) for name in names} | parts
 
@@ -138,7 +136,7 @@ class Run:
             is_point = self.update % updates_per_point == 0 or self.update in (1, num_updates)
             if is_point or self.device.type == "cpu":
                 self.agreement.look()
-                self._check_agreement()
+                self.agreement.check(self.update)
             if is_point:
                 ended_at, compile_seconds = time.perf_counter(), self.execution.compile_seconds
                 seconds = ended_at - began_at - (compile_seconds - compiled)
@@ -147,14 +145,6 @@ class Run:
             if self.agreement.save or self.agreement.stop:
                 self._save_or_stop()
         self.requests.in_loop = False
-
-    def _check_agreement(self) -> None:
-        self.agreement.check(self.update)
-        if self.agreement.failed:
-            raise DiskError(
-                f"{self.folder.path}: no checkpoint could be written {MAX_FAILED_WRITES} times in a row; the last one"
-                " that could is still there"
-            )
 
     def _log(self, seconds: float) -> None:
         """Logs the updates since the last time, which took so long."""
@@ -191,27 +181,23 @@ class Run:
     def _save(self, name: str) -> Path | None:
         """Writes a checkpoint of all ranks' states; if it cannot be, says so and leaves the one before."""
         is_best = rank() == 0 and self._is_best()
+        content = self._gather()
+        if content is None:
+            return self.folder.path / name
+        if is_best:
+            self._write(BEST, content)
+        path = self._write(name, content)
+        self.failed_writes = 0 if path else self.failed_writes + 1
+        self.requests.failed = self.failed_writes >= MAX_FAILED_WRITES
+        return path
+
+    def _gather(self) -> dict[str, Any] | None:
+        """What a checkpoint holds, on rank 0."""
         parts = self.state.gather(self.everyone, leads=rank() == 0, device=self.device)
         self.agreement.saved()
         self.saved_at = time.monotonic()
         if rank() != 0:
-            return self.folder.path / name
-        self.logger.save()
-        try:
-            content = self._content(parts)
-            path = self.folder.write(name, content)
-            if is_best:
-                self.folder.write(BEST, content)
-            self.folder.forget(self.config.keep.keep_checkpoints)
-        except OSError as error:
-            self.failed_writes += 1
-            self.requests.failed = self.failed_writes >= MAX_FAILED_WRITES
-            say(f"note: {self.folder.path / name} cannot be written: {error.strerror}; the one before it is kept")
             return None
-        self.failed_writes = 0
-        return path
-
-    def _content(self, parts: list[Tensor]) -> dict[str, Any]:
         return {
             "format": FORMAT,
             # On the CPU, so that a machine without a GPU can read it.
@@ -221,29 +207,41 @@ class Run:
             "learner": self.config.learner_name(),
             "num_players": self.config.num_players(),
             "torch": str(torch.__version__),
-            "run": {"update": self.update, "step": self.step, "complete": not self.requests.in_loop},
+            "run": {
+                "update": self.update,
+                "step": self.step,
+                "complete": not self.requests.in_loop,
+                "best_return": self.best_return,
+            },
             "ranks": parts,
         }
 
+    def _write(self, name: str, content: Mapping[str, Any]) -> Path | None:
+        """Writes a file of the run's folder, and what was logged until now."""
+        self.logger.save()
+        try:
+            path = self.folder.write(name, content)
+            self.folder.forget(self.config.keep.keep_checkpoints)
+        except OSError as error:
+            say(f"note: {self.folder.path / name} cannot be written: {error.strerror}; the one before it is kept")
+            return None
+        return path
+
     def _is_best(self) -> bool:
-        """Whether the agent is better than at any checkpoint before; not asked where that would take too long."""
-        if not self.config.keep.keep_best or self.evaluation_seconds > MAX_EVALUATION_SHARE * self.seconds:
-            return False
+        """Whether the agent is better than at any checkpoint before, as far as there is time to find out."""
+        time_left = MAX_EVALUATION_SHARE * self.seconds - self.evaluation_seconds
+        return self.config.keep.keep_best and time_left > 0 and self._improves(self._evaluate(time_left))
+
+    def _improves(self, evaluation: Evaluation) -> bool:
         before = self.best_return
-        self.best_return = max(before, self._evaluate().total_return.mean().item())
+        if not evaluation.given_up:
+            self.best_return = max(before, evaluation.total_return.mean().item())
         return self.best_return > before
 
-    def _evaluate(self) -> Evaluation:
+    def _evaluate(self, max_seconds: float = math.inf) -> Evaluation:
         """Plays greedy episodes with the agent as it is."""
         began_at = time.perf_counter()
-        envs = make_envs(replace(self.config.env, num_envs=self.config.eval_episodes, vectorization="sync"))
-        evaluation = evaluate(
-            self.policy,
-            envs.to(self.device),
-            seed=evaluation_seed(self.config.seed),
-            max_steps=self.config.max_eval_steps,
-        )
-        envs.close()
+        evaluation = evaluate_run(self.config, self.policy, max_seconds)
         self.evaluation_seconds += time.perf_counter() - began_at
         return evaluation
 
@@ -274,13 +272,17 @@ class Run:
         Raises:
             DiskError: The end cannot be kept.
         """
-        path = self._save(LAST)
-        if self.progress is None:
+        content = self._gather()
+        if content is None or self.progress is None:
             return
-        if path is None:
+        if self._write(LAST, content) is None:
             raise DiskError(f"{self.folder.path / LAST}: cannot be written; the last checkpoint is still there")
         self.progress.close()  # what follows is printed below it
         evaluation = self._evaluate()
+        if self.config.keep.keep_best and self._improves(evaluation):
+            content["run"]["best_return"] = self.best_return
+            for name in (BEST, LAST):
+                self._write(name, content)
         reached = {"Test/cumulative_reward": evaluation.total_return.mean().item()}
         self.logger.log_hyperparams(self.config.flags(), reached, self.step)
         if self.config.capture_video:
@@ -290,8 +292,7 @@ class Run:
 
     def _film(self, folder: str, name: str) -> None:
         path = self.folder.path / folder / f"{name}.mp4"
-        seed, max_steps = evaluation_seed(self.config.seed), self.config.max_eval_steps
         try:
-            record_video(self.policy, self.config.env, path, seed=seed, max_steps=max_steps)
+            film_run(self.config, self.policy, path)
         except OSError as error:
             say(f"note: {path} cannot be written: {error}")

@@ -101,7 +101,7 @@ def test_a_disk_that_stays_full_ends_the_run(
     failing_writes(monkeypatch, 2, 3, 4, 5)
     assert train(monkeypatch, "--total-timesteps", "640", "--checkpoint-every", "1") == 74
     (line,) = errors(capsys)
-    assert "no checkpoint could be written 3 times in a row; the last one that could is still there" in line
+    assert "no checkpoint could be written 3 times in a row; the last one that could is there" in line
     assert [path.name for path in Path().glob("logs/*/*/checkpoints/*")] == ["update_0000000001.ckpt"]
 
 
