@@ -78,6 +78,7 @@ def player(config: DecoupledConfig) -> None:
     if config.fp8:
         to_float8(policy, fabric.device)
     fabric.setup_module(policy)  # to its device and precision
+    Weights(policy)  # where they lie in memory decides on the last bits of a product: as on the trainers
     exchange = make_exchange(config, one_env(config), policy, fabric.device)
     execution = config.make_execution(fabric.device)
     collector = make_collector(envs.to(fabric.device), policy, seed=config.seed, first_env=0, execution=execution)

@@ -174,8 +174,7 @@ class Run:
             kept = f"the checkpoint is {path}" if path else "no checkpoint could be written"
             raise StopError(
                 self.agreement.stop,
-                f"{name} after update {self.update:,}, {self.step:,} steps; {kept}; to go on: --resume"
-                f" {self.folder.path}",
+                f"{name} after update {self.update:,}; {kept}; to go on: --resume {self.folder.path}",
             )
 
     def _save(self, name: str) -> Path | None:

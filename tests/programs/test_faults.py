@@ -29,6 +29,12 @@ ENDLESS = f"{SMALL} --total-timesteps 100000000 --env-id CartPole-v1 --vectoriza
 ALONE = (sys.executable, str(ROOT / "train_torch.py"))
 
 
+def launcher_variables(num_local: int) -> dict[str, str]:
+    """What a launcher of two ranks sets for both, of which so many are on this machine."""
+    local = {"LOCAL_WORLD_SIZE": str(num_local)}
+    return local | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+
+
 def wait_for(pattern: str) -> None:
     deadline = time.monotonic() + 30
     while not any(Path().glob(pattern)):
@@ -44,7 +50,8 @@ def newest_checkpoint() -> Path:
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)], ids=lambda n: str(int(n))
 )
 def test_a_signal_ends_the_update_and_keeps_it(number: signal.Signals, code: int) -> None:
-    with started(*ALONE, *ENDLESS.split(), "--vectorization", "async") as program:
+    flags = ENDLESS.replace("--vectorization sync", "--vectorization async")
+    with started(*ALONE, *flags.split()) as program:
         program.train()
         for process in program.processes():  # the environments' too, as a terminal or Slurm does it
             process.send_signal(number)
@@ -82,7 +89,7 @@ def test_a_stop_of_one_rank_ends_all_at_the_same_update_whether_they_play_or_lea
 
 def test_a_killed_rank_is_named_and_no_process_is_left() -> None:
     command = (BIN / "torchrun", "--nproc_per_node=2", "--standalone", ROOT / "train_torch.py", *ENDLESS.split())
-    with started(*map(str, command), "--vectorization", "async") as program:
+    with started(*map(str, command)) as program:
         program.train()
         victim = program.rank(1)
         victim.kill()
@@ -92,13 +99,19 @@ def test_a_killed_rank_is_named_and_no_process_is_left() -> None:
 
 
 def test_a_rank_that_is_stopped_is_named_after_the_time_limit() -> None:
-    command = fabric_command("train_fabric.py", *ENDLESS.split(), "--rank-timeout", "2", ranks=2)
-    with started(*command, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1") as program:
-        program.train()
-        victim = program.rank(0)
-        victim.suspend()
-        error = program.end(within=15)
-    assert error.count(f"error: ranks have lost each other: rank 0 (process {victim.pid}) is stopped") == 1
+    variables = launcher_variables(2)
+    with contextlib.ExitStack() as stack:
+        stopped, other = (
+            stack.enter_context(
+                started(*ALONE, *ENDLESS.split(), "--rank-timeout", "5", RANK=str(n), LOCAL_RANK=str(n), **variables)
+            )
+            for n in (0, 1)
+        )
+        stopped.train()
+        stopped.process.send_signal(signal.SIGSTOP)
+        error = other.end(within=20)
+    assert other.process.returncode == 69
+    assert f"error: ranks have lost each other: rank 0 (process {stopped.process.pid}) is stopped" in error
 
 
 def test_a_killed_launcher_leaves_no_rank_and_a_checkpoint() -> None:
@@ -164,9 +177,8 @@ def test_ranks_with_other_flags_are_told_which() -> None:
 
 
 def test_a_rank_that_does_not_come_is_named() -> None:
-    variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    with started(*ALONE, *SMALL.split(), "--rank-timeout", "2", **variables) as program:
+    variables = launcher_variables(1)
+    with started(*ALONE, *SMALL.split(), "--rank-timeout", "2", RANK="0", LOCAL_RANK="0", **variables) as program:
         error = program.end(within=60)
     assert program.process.returncode == 69
     assert error.count(f"error: ranks have not met at 127.0.0.1:{variables['MASTER_PORT']} in 2 s") == 1
@@ -176,9 +188,8 @@ def test_a_port_that_is_taken_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
-        with started(*ALONE, *SMALL.split(), "--rank-timeout", "2", **variables) as program:
+        variables = launcher_variables(1) | {"MASTER_PORT": str(taken.getsockname()[1])}
+        with started(*ALONE, *SMALL.split(), "--rank-timeout", "2", RANK="0", LOCAL_RANK="0", **variables) as program:
             error = program.end(within=60)
     assert program.process.returncode == 69
     address = f"127.0.0.1:{variables['MASTER_PORT']}"
