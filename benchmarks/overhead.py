@@ -1,16 +1,19 @@
-"""What safety costs: the programs as they are beside the same ones without checks, in turn.
+"""What safety costs: updates as they are beside updates without checks, in turn in one run.
 
-python benchmarks/overhead.py --rounds 7
+python benchmarks/overhead.py --rounds 5
 """
 
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from programs import run_program
+from programs import ROOT
 
 import train_torch
 from rl.command_line import parse
@@ -18,11 +21,10 @@ from rl.config import CONFIGS
 from rl.run.checkpoint import read_checkpoint, write_checkpoint
 
 CARTPOLE = "--env-id CartPole-v1 --vectorization sync"
-SMALL = "--num-envs 2 --per-rank-batch-size 64 --update-epochs 10 --execution compiled"
 PROBLEMS = {
-    "the bare command": (2, ""),
-    "CartPole in Python, 8 a rank": (2, f"{CARTPOLE} --num-envs 8 --total-timesteps 60000"),
-    "CartPole in Python, 2 a rank": (2, f"{CARTPOLE} --total-timesteps 30000 {SMALL}"),
+    "the bare command": (2, "--execution eager"),
+    "CartPole in Python, 8 a rank": (2, f"{CARTPOLE} --num-envs 8 --total-timesteps 120000 --execution eager"),
+    "LunarLander, 2 a rank": (2, "--env-id LunarLander-v3 --num-envs 2 --total-timesteps 40000 --execution eager"),
     "tensors, compiled": (1, "--env-backend tensor --execution compiled --total-timesteps 2000000"),
     "actor-critic": (2, "actor-critic --execution eager --total-timesteps 100000"),
 }
@@ -32,35 +34,37 @@ PROBLEMS = {
 class Arguments:
     """Which problems, and how often."""
 
-    rounds: int = 7
-    """Pairs of runs of each problem."""
+    rounds: int = 5
+    """Runs of each problem."""
     problems: tuple[str, ...] = tuple(PROBLEMS)
     """Names of problems."""
 
 
 def main(arguments: Arguments) -> None:
     """Prints a row for each problem, and what a checkpoint takes."""
-    print("| problem | ranks | steps/s as it is | without checks | time that checks take: median, quartiles |")
+    print("| problem | ranks | an update as it is, ms | without checks | share of the time: median, lowest, highest |")
     print("|---|---|---|---|---|")
     for name in arguments.problems:
         ranks, flags = PROBLEMS[name]
-        programs = ("train_torch.py", "benchmarks/bare.py")
-        pairs = [tuple(speed(program, flags, ranks) for program in programs) for _ in range(arguments.rounds)]
-        costs = sorted(1 - safe / bare for safe, bare in pairs)
-        low, middle, high = statistics.quantiles(costs, n=4) if len(costs) > 1 else costs * 3
-        safe, bare = (statistics.median(column) for column in zip(*pairs, strict=True))
-        print(f"| {name} | {ranks} | {safe:,.0f} | {bare:,.0f} | {middle:.1%} ({low:.1%} to {high:.1%}) |", flush=True)
+        pairs = [seconds_of_updates(flags, ranks) for _ in range(arguments.rounds)]
+        shares = sorted(1 - bare / safe for safe, bare in pairs)
+        safe, bare = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
+        share = f"{statistics.median(shares):.1%} ({shares[0]:.1%} to {shares[-1]:.1%})"
+        print(f"| {name} | {ranks} | {safe:.1f} | {bare:.1f} | {share} |", flush=True)
     seconds = checkpoint_seconds()
-    print(
-        f"\nTo write a checkpoint of the bare command takes {1e3 * seconds:.1f} ms: {seconds / 600:.4%} of ten minutes."
-    )
+    print(f"\nA checkpoint of the bare command takes {1e3 * seconds:.1f} ms, {seconds / 600:.4%} of ten minutes.")
 
 
-def speed(program: str, flags: str, ranks: int) -> float:
-    """Steps a second at the median update."""
-    arguments = ["train_torch.py", *flags.split()] if "bare" in program else flags.split()
-    scalars, _ = run_program(program, [*arguments, "--eval-episodes", "1"], ranks=ranks)
-    return statistics.median(scalars["Time/step_per_second"])
+def seconds_of_updates(flags: str, ranks: int) -> tuple[float, float]:
+    """The median time of an update with and without checks."""
+    launcher = [str(Path(sys.executable).parent / "torchrun"), f"--nproc_per_node={ranks}", "--standalone"]
+    with tempfile.TemporaryDirectory() as folder:
+        learner, rest = ([flags.split()[0]], flags.split()[1:]) if flags[0] != "-" else ([], flags.split())
+        arguments = [*learner, "--log-dir", folder, "--eval-episodes", "1", *rest]
+        command = [*launcher, str(ROOT / "benchmarks/toggled.py"), "train_torch.py", *arguments]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    safe, bare = re.search(r"^\[([\d.e-]+), ([\d.e-]+)\]$", output, re.MULTILINE).groups()
+    return float(safe), float(bare)
 
 
 def checkpoint_seconds() -> float:

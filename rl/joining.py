@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 PARENT_DEATH_SIGNAL = 1  # of Linux' prctl
+LEFT_OVER_SECONDS = 24 * 3600  # after which nobody needs the file that ranks of a run have met in
 _identities: list[dict[str, Any]] = []  # of all ranks, once they have met
 
 
@@ -144,11 +146,11 @@ def _meeting_place() -> Path:
     folder = Path(tempfile.gettempdir(), f"rl-ranks-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid() or folder.is_symlink() or folder.stat().st_mode & 0o077:
-        raise PermissionError(f"{folder} is open to others; remove it")
-    if rank() == 0:
-        for left_over in folder.iterdir():
-            if not Path("/proc", left_over.name.split("_")[0]).exists():
-                left_over.unlink(missing_ok=True)
+        raise ConnectionError(f"{folder}, where ranks meet, is open to others; remove it")
+    for left_over in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another rank has seen it too
+            if time.time() - left_over.stat().st_mtime > LEFT_OVER_SECONDS:
+                left_over.unlink()
     launcher = os.getppid()
     with contextlib.suppress(OSError):
         # Process numbers are used again; with the time at which it started (field 22) it is this launcher's alone.
@@ -159,7 +161,9 @@ def _meeting_place() -> Path:
 
 def absent_ranks() -> list[str]:
     """Which ranks of this machine have died, or are stopped; for people."""
-    absent = []
+    absent: list[str] = []
+    if not Path("/proc/self").exists():
+        return absent
     for number, identity in enumerate(_identities):
         if identity["host"] == socket.gethostname() and number != rank():
             try:

@@ -41,8 +41,6 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         self.made_anew = False
         """Whether an episode depends on those before it in the same object, so that each needs a new one."""
         self.environment, self.episode, self.num_steps = 0, 0, 0
-        self.busy = False
-        """Whether it is being asked, and has not answered."""
         self.history: Sequence[Any] = ()
         """The actions of the episode to play again."""
 
@@ -52,7 +50,6 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             (self.environment, self.episode + 1) if seed is None else divmod(seed, EPISODES)
         )
         self.num_steps = 0
-        self.busy = True
         try:
             if self.made_anew:
                 self.env.close()
@@ -60,20 +57,18 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             obs, info = self.env.reset(seed=episode_seed(self.environment, self.episode), options=options)
         except Exception as error:
             raise self._raised(error) from error
-        self.busy = False
         self._check_shape(obs)
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Acts once."""
         self.num_steps += 1
-        self.busy = True
         try:
             result = self.env.step(action)
         except Exception as error:
             raise self._raised(error) from error
-        self.busy = False
-        self._check_shape(result[0])
+        if getattr(result[0], "shape", None) != self.shape:  # an array's, at once
+            self._check_shape(result[0])
         return result
 
     def replay(self) -> Any:

@@ -58,6 +58,7 @@ class Stepper:
         self.running_return = np.zeros(self.num_envs)
         self.running_length = np.zeros(self.num_envs)
         self.num_steps = 0
+        self.zeros = np.zeros(self.num_envs * self.spaces.obs_size, np.float32)
         # What brings seeded environments back: which episode each is in, and the actions [N, ...] of all steps since
         # the oldest of these episodes began; environment n began its own with number began[n] of them.
         self.environment = np.zeros(self.num_envs, np.int64)
@@ -110,7 +111,8 @@ class Stepper:
         acted = ~self.resetting
         self.running_return += reward
         self.running_length += acted
-        if ended.any() and not self.resets_in_next_step:
+        any_ended = bool(ended.any())
+        if any_ended and not self.resets_in_next_step:
             next_obs = obs.copy()
             next_obs[ended] = np.stack(result[4]["final_obs"][ended])
         self._check(obs, next_obs, reward)
@@ -133,7 +135,7 @@ class Stepper:
             self.resetting = ended
         self.running_return *= ~ended
         self.running_length *= ~ended
-        self._remember(in_env, ended)
+        self._remember(in_env, ended, any_ended=any_ended)
         self.num_steps += 1
         return step
 
@@ -201,14 +203,14 @@ class Stepper:
             return self.envs.step_wait(self.timeout_seconds)
         return self.envs.step(actions)
 
-    def _remember(self, actions: NDArray[Any], ended: NDArray[np.bool_]) -> None:
-        self.episode += ended
-        if self.memory != "episodes":
-            return
-        self.actions.append(actions)
-        self.began[ended] = len(self.actions)
+    def _remember(self, actions: NDArray[Any], ended: NDArray[np.bool_], *, any_ended: bool) -> None:
+        if self.memory == "episodes":
+            self.actions.append(actions)
+        if any_ended:
+            self.episode += ended
+            self.began[ended] = len(self.actions)
         # Now and then what no running episode needs is forgotten: so rarely that it costs nothing.
-        if len(self.actions) % 1024 == 0 and (unused := int(self.began.min())):
+        if len(self.actions) % 1024 == 1023 and (unused := int(self.began.min())):
             del self.actions[:unused]
             self.began -= unused
 
@@ -216,7 +218,9 @@ class Stepper:
         if obs.shape != (self.num_envs, self.spaces.obs_size):
             expected = (self.num_envs, self.spaces.obs_size)
             raise self._error(f"the environments gave observations of shape {obs.shape}; must be {expected}")
-        if np.isfinite(next_obs).all() and np.isfinite(reward).all() and np.isfinite(obs).all():
+        # A product with 0 is 0, but of what is not finite: the fastest way to look at all numbers.
+        total = np.dot(obs.reshape(-1), self.zeros) + np.dot(reward, self.zeros[: self.num_envs])
+        if total == 0 and (next_obs is obs or np.dot(next_obs.reshape(-1), self.zeros) == 0):
             return
         good = np.isfinite(next_obs).all(-1) & np.isfinite(reward) & np.isfinite(obs).all(-1)
         n = int(good.argmin())
@@ -231,8 +235,10 @@ class Stepper:
         try:
             if self.watchdog is None:
                 return call()
-            with self.watchdog:
-                return call()
+            self.watchdog.start()
+            result = call()
+            self.watchdog.stop()
+            return result
         except EpisodeError as error:
             raise self._error(str(error)) from error
         except multiprocessing.TimeoutError as error:
@@ -250,8 +256,9 @@ class Stepper:
         if isinstance(self.envs, AsyncVectorEnv):
             waiting = [n for n, pipe in enumerate(self.envs.parent_pipes) if not pipe.poll(0)]
         else:
-            singles = getattr(self.envs, "envs", [])
-            waiting = [n for n, env in enumerate(singles) if getattr(env, "busy", False)]
+            # They are asked in turn: of those that have begun this step it is the last.
+            counts = [getattr(env, "num_steps", 0) for env in getattr(self.envs, "envs", [])]
+            waiting = [n for n, count in enumerate(counts) if count != self.running_length[n]][-1:]
         which = f"environment {waiting[0]}" if waiting else "the batch of environments"
         return f"{which} has not answered for --env-timeout {self.timeout_seconds:g} s{self._place(waiting)}"
 

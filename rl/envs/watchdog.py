@@ -6,25 +6,25 @@ from collections.abc import Callable
 
 
 class Watchdog:
-    """Barks, from a thread of its own, when a block takes too long."""
+    """Barks, from a thread of its own, when a call takes too long."""
 
     def __init__(self, seconds: float, bark: Callable[[], None]) -> None:
-        """The thread starts with the first block."""
+        """The thread starts with the first call."""
         self.seconds = seconds
         self.bark = bark
         self.entered_at: float | None = None
         self.closed = threading.Event()
         self.thread: threading.Thread | None = None
 
-    def __enter__(self) -> None:
-        """Starts the clock."""
+    def start(self) -> None:
+        """Starts the clock, before a call."""
         self.entered_at = time.monotonic()
         if self.thread is None:
             self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self.thread.start()
 
-    def __exit__(self, *_: object) -> None:
-        """Stops the clock."""
+    def stop(self) -> None:
+        """Stops the clock, after it."""
         self.entered_at = None
 
     def close(self) -> None:

@@ -55,7 +55,7 @@ def test_a_signal_ends_the_update_and_keeps_it(number: signal.Signals, code: int
         program.train()
         for process in program.processes():  # the environments' too, as a terminal or Slurm does it
             process.send_signal(number)
-        error = program.end(within=10)
+        error = program.end(within=30)
     checkpoint = newest_checkpoint()
     update = read_checkpoint(checkpoint)["run"]["update"]
     assert program.process.returncode == code
@@ -73,7 +73,7 @@ def test_sigusr1_keeps_a_checkpoint_and_the_run_goes_on() -> None:
         assert program.process.poll() is None
         read_checkpoint(newest_checkpoint())
         program.process.terminate()
-        program.end(within=10)
+        program.end(within=30)
     assert program.process.returncode == 143
 
 
@@ -82,7 +82,7 @@ def test_a_stop_of_one_rank_ends_all_at_the_same_update_whether_they_play_or_lea
     with started(*command) as program:
         program.train()
         program.rank(2).send_signal(signal.SIGTERM)
-        error = program.end(within=20)
+        error = program.end(within=40)
     assert error.count("stopped: SIGTERM after update") == 1
     assert len(read_checkpoint(newest_checkpoint())["ranks"]) == 3
 
@@ -93,7 +93,7 @@ def test_a_killed_rank_is_named_and_no_process_is_left() -> None:
         program.train()
         victim = program.rank(1)
         victim.kill()
-        error = program.end(within=10)
+        error = program.end(within=30)
     assert error.count(f"error: ranks have lost each other: rank 1 (process {victim.pid}) has died") == 1
     assert "exitcode  : 69" in error
 
@@ -109,7 +109,7 @@ def test_a_rank_that_is_stopped_is_named_after_the_time_limit() -> None:
         )
         stopped.train()
         stopped.process.send_signal(signal.SIGSTOP)
-        error = other.end(within=20)
+        error = other.end(within=40)
     assert other.process.returncode == 69
     assert f"error: ranks have lost each other: rank 0 (process {stopped.process.pid}) is stopped" in error
 
@@ -119,7 +119,7 @@ def test_a_killed_launcher_leaves_no_rank_and_a_checkpoint() -> None:
     with started(*command) as program:
         program.train()
         program.process.kill()
-        error = program.end(within=10)
+        error = program.end(within=30)
     assert error.count("stopped: SIGTERM after update") == 1
     read_checkpoint(newest_checkpoint())
 
@@ -221,6 +221,6 @@ def test_a_run_is_resumed_by_one_process_at_a_time() -> None:
             time.sleep(0.1)
         second = start(*ALONE, *resumed)
         program.process.terminate()
-        program.end(within=10)
+        program.end(within=30)
     assert second.returncode == 73
     assert f"error: --resume: {folder} is in use by process {program.process.pid}; stop that first" in second.stderr

@@ -1,0 +1,61 @@
+"""A program that does every second update without what makes it safe, for benchmarks/overhead.py.
+
+python benchmarks/toggled.py train_torch.py <flags> prints the median seconds of an update with and without, as JSON.
+"""
+
+import json
+import runpy
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl.envs.episodes import SeededEpisodes
+from rl.envs.stepper import Stepper
+from rl.joining import rank
+from rl.run.finite import Finite
+from rl.run.requests import Agreement
+from rl.run.run import Run
+
+SKIPPED = 6  # updates, in which things are compiled and allocated
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    """In place of a check."""
+
+
+SAFE = {
+    (SeededEpisodes, "step"): lambda self, action: self.env.step(action),
+    (Stepper, "_check"): nothing,
+    (Stepper, "_remember"): nothing,
+    (Stepper, "_guarded"): lambda self, call: call(),
+    (Finite, "look"): lambda self, rollout: {"Count/bad_rows": torch.zeros((), device=rollout.reward.device)},
+    (Agreement, "sum"): lambda self, values: self.ranks.sum(values),
+    (Agreement, "look"): nothing,
+}
+ORIGINALS = {place: getattr(*place) for place in SAFE}
+updates = Run.updates
+
+
+def toggled(run: Run) -> Iterator[float]:
+    """The run's updates, of which every second is without."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    began_at = time.perf_counter()
+    for number, done in enumerate(updates(run)):
+        if number > SKIPPED:
+            seconds[(number - 1) % 2].append(time.perf_counter() - began_at)
+        for (owner, name), original in ORIGINALS.items():
+            setattr(owner, name, SAFE[owner, name] if number % 2 else original)
+        began_at = time.perf_counter()
+        yield done
+    if rank() == 0:
+        print(json.dumps([statistics.median(part) for part in seconds]))
+
+
+Run.updates = toggled
+program = sys.argv.pop(1)
+runpy.run_path(str(Path(__file__).parent.parent / program), run_name="__main__")
