@@ -82,8 +82,8 @@ class Agreement:
         if self.ranks.size == 1:
             self.word = None
             return values
-        word = torch.tensor([*self.told, *self._checksum()], dtype=torch.float64, device=values.device)
-        total = self.ranks.sum(torch.cat([values.double(), word]))
+        told = torch.tensor(self.told, dtype=torch.float64, device=values.device)
+        total = self.ranks.sum(torch.cat([values.double(), told, self._checksum(values.device)]))
         self.word = total[len(values) :]
         return total[: len(values)].to(values.dtype)
 
@@ -131,12 +131,13 @@ class Agreement:
                 " wrong. --resume auto goes on from the last checkpoint"
             )
 
-    def _checksum(self) -> list[int]:
+    def _checksum(self, device: torch.device) -> Tensor:
         """Two numbers that depend on every bit of the weights, and their squares: alike everywhere if W·Σx² = (Σx)²."""
         if self.weights is None:
-            return [0, 0, 0, 0]
+            return torch.zeros(4, dtype=torch.float64, device=device)
         bits = self.weights.detach().view({4: torch.int32, 2: torch.int16}[self.weights.element_size()])
-        # On the CPU NumPy takes a fraction of the time for vectors as short as these.
-        total = int(bits.numpy().sum(dtype=np.int64) if bits.device.type == "cpu" else bits.sum(dtype=torch.int64))
-        pieces = [total >> shift & (2**PIECE_BITS - 1) for shift in (0, PIECE_BITS)]
-        return [*pieces, *(piece**2 for piece in pieces)]
+        # Without waiting for a GPU; on the CPU NumPy takes a fraction of the time for vectors as short as these.
+        total: Any = int(bits.numpy().sum(dtype=np.int64)) if device.type == "cpu" else bits.sum(dtype=torch.int64)
+        pieces = [(total >> shift) & (2**PIECE_BITS - 1) for shift in (0, PIECE_BITS)]
+        numbers = [*pieces, *(piece**2 for piece in pieces)]
+        return torch.tensor(numbers, dtype=torch.float64) if device.type == "cpu" else torch.stack(numbers).double()
