@@ -56,6 +56,12 @@ class RunFolder:
             os.close(self.lock)
             self.lock = None
 
+    def remove(self) -> None:
+        """Leaves nothing of a run that never began."""
+        self.release()
+        (self.path / ".lock").unlink()
+        self.path.rmdir()
+
     def forget(self, num_kept: int) -> None:
         """Deletes all but the newest periodic checkpoints."""
         for old in sorted((self.path / "checkpoints").glob("update_*.ckpt"))[:-num_kept]:
@@ -80,19 +86,33 @@ def open_run(config: Config[AnyLearner], program: str, backend: str) -> RunFolde
     elif rank() == 0:
         path = _new_folder(config, program)
     lock = _lock(path) if rank() == 0 and path is not None else None
+    folder = RunFolder(path or Path(), checkpoint, lock)
     if world_size() > 1:
         try:
-            differences = join_ranks(backend, config.flags(), config.rank_timeout, str(path))
-        except TimeoutError as error:
-            raise RanksError(f"{error}; look at what the others say, or wait longer by --rank-timeout") from error
-        except ConnectionError as error:
-            raise RanksError(str(error)) from error
-        if differences:
-            raise RanksError(f"all ranks need the same flags: {'; '.join(differences)}")
-        path = Path(folder_of_rank_0())
-    assert path is not None
-    exit_file.keep_in(path)
-    return RunFolder(path, checkpoint, lock)
+            folder.path = _meet(config, backend, folder.path)
+        except RanksError:
+            if checkpoint is None and lock is not None:
+                folder.remove()
+            raise
+    exit_file.keep_in(folder.path)
+    return folder
+
+
+def _meet(config: Config[AnyLearner], backend: str, path: Path) -> Path:
+    """Joins the other ranks: rank 0's folder.
+
+    Raises:
+        RanksError: A rank is missing, or has other flags.
+    """
+    try:
+        differences = join_ranks(backend, config.flags(), config.rank_timeout, str(path))
+    except TimeoutError as error:
+        raise RanksError(f"{error}; look at what the others say, or wait longer by --rank-timeout") from error
+    except ConnectionError as error:
+        raise RanksError(str(error)) from error
+    if differences:
+        raise RanksError(f"all ranks need the same flags: {'; '.join(differences)}")
+    return Path(folder_of_rank_0())
 
 
 def check_worth_restarting(folder: Path) -> None:

@@ -176,12 +176,17 @@ def test_ranks_with_other_flags_are_told_which() -> None:
     assert "error: all ranks need the same flags: --gamma is 0.9 on rank 0 and 0.95 on rank 1" in errors[0]
 
 
-def test_a_rank_that_does_not_come_is_named() -> None:
-    variables = launcher_variables(1)
-    with started(*ALONE, *SMALL.split(), "--rank-timeout", "2", RANK="0", LOCAL_RANK="0", **variables) as program:
+@pytest.mark.parametrize("here", [True, False], ids=["on this machine", "on another"])
+def test_a_rank_that_does_not_come_is_named(here: bool) -> None:
+    variables = launcher_variables(2 if here else 1) | {"RANK": "0", "LOCAL_RANK": "0"}
+    if here:
+        variables["TORCHELASTIC_RUN_ID"] = "x"
+    with started(*ALONE, *SMALL.split(), "--rank-timeout", "2", **variables) as program:
         error = program.end(within=60)
     assert program.process.returncode == 69
-    assert error.count(f"error: ranks have not met at 127.0.0.1:{variables['MASTER_PORT']} in 2 s") == 1
+    missing = "rank 1 of 2 has not come" if here else f"ranks have not met at 127.0.0.1:{variables['MASTER_PORT']}"
+    assert error.count(f"error: {missing} in 2 s") == 1
+    assert not any(Path("logs/torch_logs").iterdir())
 
 
 def test_a_port_that_is_taken_is_named() -> None:
