@@ -144,7 +144,7 @@ MUTANTS = (
         "rl/learners/learner.py",
         "return weight * (weight.numel() * num_ranks / total.clamp(min=1)).float()",
         "return weight",
-        "tests/test_distributed.py",
+        "tests/learners tests/test_distributed.py",
     ),
     Mutant(
         "the order of rows is not restored",
