@@ -36,6 +36,8 @@ def test_fp16_on_two_ranks_scales_the_loss_and_counts_what_it_skips() -> None:
     # Every overflow halves the scale; it starts at 65,536, and grows again only after 2,000 steps.
     assert skipped >= 1 and logged["Info/loss_scale"][-1][1] == 65_536 / 2**skipped
     assert f"skipped          {skipped:.0f} steps whose gradient overflowed" in output
+    # Gradients are brought back to their scale before they are measured and clipped.
+    assert max(value for _, value in logged["Info/grad_norm"]) < 1000
 
 
 def test_float8_goes_with_other_precision_on_two_ranks() -> None:
