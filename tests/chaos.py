@@ -1,6 +1,6 @@
 """Kills real runs of the three programs at random moments, resumes them, and compares what they end with.
 
-    python tests/chaos.py --faults 100 --seed 1
+    python -m tests.chaos --faults 100 --seed 1
 
 Every run is first left alone; then it is started again, and again, under faults, until it is complete. What it then
 ends with must be that of the run left alone, to the bit.

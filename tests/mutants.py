@@ -1,4 +1,4 @@
-"""Seeds known bugs one by one into a copy of the program, and sees whether the tests notice: python tests/mutants.py.
+"""Seeds known bugs one by one into a copy of the program, and sees whether the tests notice: python -m tests.mutants.
 
 Most are mistakes that well-known programs have made. Each names the tests that are to fail; the copy as it is must pass
 all of them.

@@ -3,13 +3,14 @@
 import re
 import sys
 
+import pytest
+
 from tests.programs.launch import ROOT, start, succeeded
 
 
-def test_under_a_few_faults_nothing_is_lost() -> None:
-    output = succeeded(
-        start(sys.executable, ROOT / "tests/chaos.py", "--faults", "3", "--seed", "3", "--programs", "1")
-    )
+def test_under_a_few_faults_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    output = succeeded(start(sys.executable, "-m", "tests.chaos", "--faults", "3", "--seed", "3", "--programs", "1"))
     assert re.search(r"faults injected +3", output)
     assert re.search(r"resumes that worked +(\d+) of \1\n", output)
     assert re.search(r"more than an interval in 0 cases", output)

@@ -5,8 +5,10 @@ import json
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -35,6 +37,10 @@ def launcher_variables(num_local: int) -> dict[str, str]:
     return local | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
 
+def heed_hang_ups() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def wait_for(pattern: str) -> None:
     deadline = time.monotonic() + 30
     while not any(Path().glob(pattern)):
@@ -49,8 +55,12 @@ def newest_checkpoint() -> Path:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)], ids=lambda n: str(int(n))
 )
-def test_a_signal_ends_the_update_and_keeps_it(number: signal.Signals, code: int) -> None:
+def test_a_signal_ends_the_update_and_keeps_it(
+    number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = ENDLESS.replace("--vectorization sync", "--vectorization async")
+    # Where hang-ups are ignored, as under nohup, the program does so too.
+    monkeypatch.setattr("tests.programs.launch.subprocess.Popen", partial(subprocess.Popen, preexec_fn=heed_hang_ups))
     with started(*ALONE, *flags.split()) as program:
         program.train()
         for process in program.processes():  # the environments' too, as a terminal or Slurm does it
