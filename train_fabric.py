@@ -23,7 +23,7 @@ from rl.optimization import AUTOCAST, GradientStep, Weights, gradient_metrics, m
 from rl.rollout import make_collector
 from rl.run.folder import open_run
 from rl.run.run import Run
-from rl.run.state import InPlace, State, Stateful
+from rl.run.state import State, learning
 from rl.seeding import Shuffle
 
 PROGRAM = "fabric_logs"  # the folder of its runs
@@ -84,10 +84,9 @@ def main(config: Config[AnyLearner]) -> None:
         autocast = AUTOCAST.get(precision.precision)
         gradient_step = GradientStep(learner, policy, weights, adam, ranks, execution, autocast, scaler)
 
-    shared: dict[str, Stateful] = {"agent": policy, "optimizer": InPlace(adam.state[weights.vector])}
     state = State(
         own={"collector": collector, "shuffle": shuffle, "learner": learner},
-        shared=shared | ({"scaler": scaler} if scaler else {}),
+        shared=learning(policy, weights.vector, adam, scaler),
         weights=weights.vector,
     )
     with closing(envs), Run(config, policy, folder, logger, ranks, execution, state) as run:

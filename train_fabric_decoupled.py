@@ -34,7 +34,7 @@ from rl.run.folder import open_run
 from rl.run.logger import Averages
 from rl.run.requests import SAID, Agreement, Requests
 from rl.run.run import Run
-from rl.run.state import InPlace, State, Stateful
+from rl.run.state import State, learning
 from rl.seeding import Shuffle
 
 ALONE = Ranks()
@@ -160,8 +160,7 @@ def trainer(config: DecoupledConfig) -> None:
         autocast = AUTOCAST.get(precision.precision)
         gradient_step = GradientStep(learner, policy, weights, adam, trainers, execution, autocast, scaler)
 
-    shared: dict[str, Stateful] = {"agent": policy, "optimizer": InPlace(adam.state[weights.vector])}
-    state = State(own={"shuffle": shuffle}, shared=shared | ({"scaler": scaler} if scaler else {}))
+    state = State(own={"shuffle": shuffle}, shared=learning(policy, weights.vector, adam, scaler))
     everyone, first_update = Ranks.of(), 0
     if folder.checkpoint is not None:
         state.load(folder.checkpoint["ranks"], everyone)

@@ -24,7 +24,7 @@ from rl.rollout import make_collector
 from rl.run.folder import open_run
 from rl.run.logger import TensorBoardWriter
 from rl.run.run import Run
-from rl.run.state import InPlace, State
+from rl.run.state import State, learning
 from rl.seeding import Shuffle
 
 PROGRAM = "torch_logs"  # the folder of its runs
@@ -80,7 +80,7 @@ def main(config: Config[AnyLearner]) -> None:
 
     state = State(
         own={"collector": collector, "shuffle": shuffle, "learner": learner},
-        shared={"agent": policy, "optimizer": InPlace(optimizer.state[weights.vector]), "scaler": scaler},
+        shared=learning(policy, weights.vector, optimizer, scaler),
         weights=weights.vector,
     )
     with closing(envs), Run(config, policy, folder, logger, ranks, execution, state) as run:

@@ -73,10 +73,6 @@ class Config(Generic[LearnerType]):
         """Number of ranks that collect rollouts."""
         return world_size()
 
-    def num_ranks(self) -> int:
-        """Number of ranks of the run."""
-        return world_size()
-
     def rows_per_rank(self) -> int:
         """Number of rows that a rank learns from in an epoch."""
         return self.env.num_envs * self.learner.num_steps
@@ -165,8 +161,7 @@ class Config(Generic[LearnerType]):
 
     def flags(self) -> dict[str, Any]:
         """The flags by name, as plain values."""
-        groups = (group if isinstance(group, Mapping) else {name: group} for name, group in asdict(self).items())
-        return {name: value for group in groups for name, value in group.items()}
+        return flat(self.to_dict())
 
 
 CONFIGS: dict[str, Config[Any]] = {
@@ -239,3 +234,9 @@ def require_gpus(number: int, users: str) -> None:
     if torch.cuda.device_count() < number:
         found = torch.cuda.device_count()
         raise UserError(f"--cuda: {number} {users} on this machine need a GPU each, and torch finds {found} here")
+
+
+def flat(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of `Config.to_dict` by name, without their groups."""
+    parts = (group if isinstance(group, Mapping) else {name: group} for name, group in groups.items())
+    return {name: value for part in parts for name, value in part.items()}

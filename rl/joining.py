@@ -80,10 +80,16 @@ def take_slurm_ranks() -> None:
     os.environ.setdefault("MASTER_PORT", str(15000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 10000))
 
 
+def signal_at_parents_death(number: int) -> None:
+    """Has this process get a signal when the one that started it dies (on Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, number)
+
+
 def end_with_launcher() -> None:
     """Has this process asked to stop (SIGTERM) when its launcher dies, which else leaves it running."""
-    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        signal_at_parents_death(signal.SIGTERM)
         if os.getppid() == 1:  # it has died already
             sys.exit(128 + signal.SIGTERM)
 
@@ -152,11 +158,18 @@ def _meeting_place() -> Path:
             if time.time() - left_over.stat().st_mtime > LEFT_OVER_SECONDS:
                 left_over.unlink()
     launcher = os.getppid()
-    with contextlib.suppress(OSError):
-        # Process numbers are used again; with the time at which it started (field 22) it is this launcher's alone.
-        launched_at = Path(f"/proc/{launcher}/stat").read_text().rpartition(")")[2].split()[19]
-        return folder / f"{launcher}_{launched_at}_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    return folder / f"{launcher}_{os.environ['MASTER_PORT']}_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    # Process numbers are used again; with the time at which it started (field 22) it is this launcher's alone.
+    status = _status(launcher)
+    launched_at = status[19] if status else os.environ["MASTER_PORT"]
+    return folder / f"{launcher}_{launched_at}_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def _status(pid: int) -> list[str]:
+    """What Linux says of a process, from the field behind its name (the third) on; nothing if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def absent_ranks() -> list[str]:
@@ -166,10 +179,7 @@ def absent_ranks() -> list[str]:
         return absent
     for number, identity in enumerate(_identities):
         if identity["host"] == socket.gethostname() and number != rank():
-            try:
-                state = Path(f"/proc/{identity['pid']}/stat").read_text().rpartition(")")[2].split()[0]
-            except OSError:
-                state = "gone"
+            state, *_ = _status(identity["pid"]) or ["gone"]
             if state in ("gone", "Z", "X", "T", "t"):
                 how = "is stopped" if state in "Tt" else "has died"
                 absent.append(f"rank {number} (process {identity['pid']}) {how}")

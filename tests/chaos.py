@@ -7,16 +7,13 @@ ends with must be that of the run left alone, to the bit.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,43 +23,17 @@ from typing import Any
 import psutil
 
 from rl.errors import CheckpointError
-from rl.run.checkpoint import from_bytes, read_checkpoint
-from tests.programs.launch import BIN, ROOT, free_port, log_of, marked, marked_environment
-from tests.states import differences
+from rl.run.checkpoint import read_checkpoint
+from tests.attempts import DECOUPLED, FABRIC, PATIENCE_SECONDS, TORCH, Attempt, Program
+from tests.programs.launch import log_of
+from tests.states import differences, final_state
 
-FLAGS = (
-    "--num-envs 2 --num-steps 64 --hidden-size 16 --eval-episodes 1 --execution eager --no-keep-best"
-    " --report-episodes 1 --rank-timeout 8 --resume auto"
-)
-PATIENCE_SECONDS = 45  # to start, or to end, on a busy machine
-ORPHANED_SECONDS = 10
 FAULTS = (
     *("kill rank", "kill launcher", "kill in save", "kill environment"),
     *("SIGTERM rank", "SIGTERM launcher", "SIGINT all", "SIGSTOP rank"),
 )
 
 
-@dataclass(frozen=True)
-class Program:
-    """A program, how it is started, and what it trains."""
-
-    name: str
-    ranks: int
-    flags: str
-    learner: str = ""
-    restarts: int = 0
-
-    def command(self, script: Path) -> list[str]:
-        """The command line, with the program itself or what stands for it."""
-        flags = [str(script), *self.learner.split(), *FLAGS.split(), *self.flags.split()]
-        if self.ranks == 1:
-            return [sys.executable, *flags]
-        if self.name == TORCH:
-            return [str(BIN / "torchrun"), f"--nproc_per_node={self.ranks}", "--standalone", *flags]
-        return [str(BIN / "fabric"), "run", f"--devices={self.ranks}", f"--main-port={free_port()}", *flags]
-
-
-TORCH, FABRIC, DECOUPLED = "train_torch.py", "train_fabric.py", "train_fabric_decoupled.py"
 CARTPOLE = "--env-id CartPole-v1"
 PROGRAMS = (
     Program(TORCH, 1, f"{CARTPOLE} --vectorization async --total-timesteps 4096 --checkpoint-every 1"),
@@ -93,78 +64,6 @@ class Report:
         """Whether every promise was kept."""
         broken = (self.failed_resumes, self.too_much_lost, self.orphans, self.unreadable, self.different)
         return self.faults.total() > 0 and self.complete_runs > 0 and not any(broken)
-
-
-class Attempt:
-    """One start of a program, and all its processes."""
-
-    def __init__(self, program: Program, folder: Path, *, dies_in_save: int = 0) -> None:
-        """Starts it; with `dies_in_save`, rank 0 is killed in the middle of writing that checkpoint."""
-        self.folder = folder
-        self.mark = uuid.uuid4().hex
-        environment = marked_environment(self.mark) | {
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-            "PET_MAX_RESTARTS": str(program.restarts),
-            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5",
-            "CHAOS_DIES_IN_SAVE": str(dies_in_save),
-            "CHAOS_PROGRAM": str(ROOT / program.name),
-        }
-        self.output = folder / f"output_{self.mark}"
-        with self.output.open("w") as output:
-            self.launcher = subprocess.Popen(
-                program.command(ROOT / "tests/dying_in_save.py" if dies_in_save else ROOT / program.name),
-                cwd=folder,
-                env=environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def processes(self) -> list[psutil.Process]:
-        """Those that live."""
-        return [process for process in marked(self.mark) if process.status() != psutil.STATUS_ZOMBIE]
-
-    def ranks(self) -> list[psutil.Process]:
-        """Those of the program itself."""
-        return [process for process in self.processes() if self._is_rank(process)]
-
-    def _is_rank(self, process: psutil.Process) -> bool:
-        try:
-            command, parent = process.cmdline(), process.ppid()
-        except psutil.Error:
-            return False
-        launches = any(part.endswith(("torchrun", "fabric")) for part in command[:3])
-        return not launches and parent in (self.launcher.pid, os.getpid())
-
-    def wait_until_training(self) -> bool:
-        """Whether the run has come to its updates, before it ended."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline and self.launcher.poll() is None:
-            if self.last_step() is not None:
-                return True
-            time.sleep(0.02)
-        return False
-
-    def last_step(self) -> int | None:
-        """The last step of which the run spoke."""
-        spoken = [line for line in self.output.read_text().splitlines() if " episodes, " in line and " of " in line]
-        return int(spoken[-1].split("episodes, ")[1].split(" of ")[0].replace(",", "")) if spoken else None
-
-    def left_over(self) -> list[psutil.Process]:
-        """The processes that are still there some seconds after their launcher has gone."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.launcher.wait(2 * PATIENCE_SECONDS)  # it may start its ranks again
-        deadline = time.monotonic() + ORPHANED_SECONDS
-        while self.processes() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        return self.processes()
-
-    def end(self) -> None:
-        """Leaves nothing of it."""
-        for process in self.processes():
-            process.kill()
-        self.launcher.wait()
 
 
 def inject(fault: str, attempt: Attempt, generator: random.Random) -> bool:
@@ -217,12 +116,10 @@ def read(path: Path, report: Report) -> dict[str, Any] | None:
     return None
 
 
-def final_state(folder: Path) -> dict[str, Any]:
+def end_of(folder: Path) -> dict[str, Any]:
     """All that a complete run ends with."""
     (path,) = folder.glob("logs/*/*/last.ckpt")
-    content = read_checkpoint(path)
-    ranks = [from_bytes(part) for part in content["ranks"]]
-    return {"agent": content["agent"], "run": content["run"], "ranks": ranks, "log": log_of(path.parent)}
+    return final_state(path.parent) | {"log": log_of(path.parent)}
 
 
 def left_alone(program: Program, folder: Path) -> tuple[dict[str, Any], float]:
@@ -234,7 +131,7 @@ def left_alone(program: Program, folder: Path) -> tuple[dict[str, Any], float]:
     assert attempt.launcher.returncode == 0, attempt.output.read_text()
     seconds = time.monotonic() - began_at
     assert not attempt.left_over()
-    return final_state(folder), seconds
+    return end_of(folder), seconds
 
 
 def harass(
@@ -324,7 +221,7 @@ def main() -> None:
                 folder.mkdir()
                 faults = generator.sample(FAULTS, min(3, arguments.faults - report.faults.total()))
                 harass(program, folder, faults, seconds, generator, report)
-                if found := differences(expected, final_state(folder)):
+                if found := differences(expected, end_of(folder)):
                     report.different.append(f"{program}: {found[:5]}")
                 print(f"{program.name} {program.ranks} {faults}: {report.faults.total()} faults", flush=True)
                 if report.faults.total() >= arguments.faults:

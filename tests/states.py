@@ -1,9 +1,18 @@
-"""Compares what runs end with."""
+"""What runs end with, and how it differs."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from rl.run.checkpoint import from_bytes, read_checkpoint
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    """All that the next update of a complete run would depend on."""
+    content = read_checkpoint(folder / "last.ckpt")
+    return {"agent": content["agent"], "run": content["run"], "ranks": [from_bytes(part) for part in content["ranks"]]}
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:

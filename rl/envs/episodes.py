@@ -1,9 +1,7 @@
 """A Gymnasium environment whose every episode has a seed of its own, so that it can be played again."""
 
 import copy
-import ctypes
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -14,7 +12,7 @@ import numpy as np
 from gymnasium.vector.async_vector_env import _async_worker
 from numpy.typing import NDArray
 
-from rl.joining import PARENT_DEATH_SIGNAL
+from rl.joining import signal_at_parents_death
 from rl.seeding import episode_seed
 
 EPISODES = 2**32  # of an environment, at the most
@@ -96,8 +94,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
 
 def worker(*args: Any) -> None:
     """Gymnasium's process of one environment, deaf to what is meant for its rank, and gone when that is."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    signal_at_parents_death(signal.SIGKILL)
     for asked in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(asked, signal.SIG_IGN)
     _async_worker(*args)

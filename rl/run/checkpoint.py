@@ -76,9 +76,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a foreign archive makes of the restricted loader
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f", among them {found[1]}" if found else ""
-        raise CheckpointError(f"{path}: holds more than tensors and numbers{what}; it is not loaded") from None
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        among = f", among them {named[1]}" if named else ""
+        raise CheckpointError(f"{path}: holds more than tensors and numbers{among}; it is not loaded") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise CheckpointError(f"{path}: has format {found}; this version of the program reads format {FORMAT}")

@@ -104,9 +104,9 @@ class Agreement:
 
     def said(self) -> dict[str, float]:
         """What was agreed, as metrics for a player that was not asked; this rank need not say it again."""
-        if self.told[len(STOPS)]:
-            self.requests.save = False
-        return dict(zip(SAID, (float(self.stop), float(self.save), float(self.drifted)), strict=True))
+        said = dict(zip(SAID, (float(self.stop), float(self.save), float(self.drifted)), strict=True))
+        self.saved()
+        return said
 
     def hear(self, said: Mapping[str, float]) -> None:
         """Takes over what the trainers have `said`."""

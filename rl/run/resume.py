@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rl.agent import Network
-from rl.config import Config
+from rl.config import Config, flat
 from rl.envs.stepping import EnvConfig
 from rl.errors import CheckpointError, how_ended
-from rl.joining import rank
+from rl.joining import rank, world_size
 from rl.run.folder import run_of
 from rl.run.keep import Keep
 
@@ -81,9 +81,9 @@ def check_goes_on(content: Mapping[str, Any], config: Config[Any]) -> None:
         return
     for name in sorted(changed - {"num_envs"}):
         print(f"note: resumed with --{name.replace('_', '-')} {now[name]} instead of {was[name]}", file=sys.stderr)
-    if len(content["ranks"]) != config.num_ranks():
+    if len(content["ranks"]) != world_size():
         print(
-            f"note: resumed on {config.num_ranks()} ranks instead of {len(content['ranks'])}: the run goes on like the"
+            f"note: resumed on {world_size()} ranks instead of {len(content['ranks'])}: the run goes on like the"
             " first one, and not exactly as it would have",
             file=sys.stderr,
         )
@@ -92,11 +92,9 @@ def check_goes_on(content: Mapping[str, Any], config: Config[Any]) -> None:
 def is_complete(content: Mapping[str, Any], config: Config[Any]) -> bool:
     """Whether there is nothing left to do; says so."""
     was = content["config"]
-    wanted = (config.total_timesteps, config.total_episodes)
+    as_long = all(getattr(config, name) == was[name] for name in ("total_timesteps", "total_episodes"))
     ended_well = how_ended(run_of(Path(str(config.keep.resume)))) == (0, "complete")  # its evaluation included
-    complete = (
-        bool(content["run"]["complete"]) and ended_well and wanted == (was["total_timesteps"], was["total_episodes"])
-    )
+    complete = bool(content["run"]["complete"]) and ended_well and as_long
     if complete and rank() == 0:
         print(
             f"note: --resume: the run is complete after {content['run']['step']:,} steps; a larger --total-timesteps"
@@ -104,9 +102,3 @@ def is_complete(content: Mapping[str, Any], config: Config[Any]) -> bool:
             file=sys.stderr,
         )
     return complete
-
-
-def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Grouped flags by name."""
-    groups = (group if isinstance(group, Mapping) else {name: group} for name, group in config.items())
-    return {name: value for group in groups for name, value in group.items()}

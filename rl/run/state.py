@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl.distributed import Ranks
 from rl.errors import CheckpointError
@@ -38,6 +38,12 @@ class InPlace:
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(state[name])
+
+
+def learning(policy: nn.Module, weights: Tensor, optimizer: torch.optim.Optimizer, scaler: Any) -> dict[str, Stateful]:
+    """What all ranks that learn have alike: the agent, Adam's moments of its vector of weights, and a loss scaler."""
+    parts: dict[str, Stateful] = {"agent": policy, "optimizer": InPlace(optimizer.state[weights])}
+    return parts if scaler is None else parts | {"scaler": scaler}
 
 
 @dataclass

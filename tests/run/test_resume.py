@@ -3,7 +3,6 @@
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,10 +12,10 @@ import train_fabric_decoupled
 import train_torch
 from rl.command_line import command_line
 from rl.config import CONFIGS, DecoupledConfig
-from rl.run.checkpoint import from_bytes, read_checkpoint
+from rl.run.checkpoint import read_checkpoint
 from tests import probes  # noqa: F401 (registers them)
 from tests.programs.launch import log_of, succeeded, torchrun
-from tests.states import differences
+from tests.states import differences, final_state
 
 FLAGS = ["--num-envs", "3", "--num-steps", "32", "--hidden-size", "16", "--eval-episodes", "1"]
 FLAGS += ["--execution", "eager", "--no-keep-best"]
@@ -46,11 +45,6 @@ def as_it_was(folder: Path, update: int) -> Path:
         if int(checkpoint.stem.removeprefix("update_")) > update:
             checkpoint.unlink()
     return copy
-
-
-def final_state(folder: Path) -> dict[str, Any]:
-    content = read_checkpoint(folder / "last.ckpt")
-    return {"agent": content["agent"], "run": content["run"], "ranks": [from_bytes(part) for part in content["ranks"]]}
 
 
 STEPS = f"--total-timesteps {NUM_UPDATES * 96}"

@@ -1,0 +1,114 @@
+"""Programs that tests/chaos.py starts and harms, and all their processes."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.programs.launch import BIN, ROOT, free_port, marked, marked_environment
+
+TORCH, FABRIC, DECOUPLED = "train_torch.py", "train_fabric.py", "train_fabric_decoupled.py"
+FLAGS = (
+    "--num-envs 2 --num-steps 64 --hidden-size 16 --eval-episodes 1 --execution eager --no-keep-best"
+    " --report-episodes 1 --rank-timeout 8 --resume auto"
+)
+PATIENCE_SECONDS = 45  # to start, or to end, on a busy machine
+ORPHANED_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program, how it is started, and what it trains."""
+
+    name: str
+    ranks: int
+    flags: str
+    learner: str = ""
+    restarts: int = 0
+
+    def command(self, script: Path) -> list[str]:
+        """The command line, with the program itself or what stands for it."""
+        flags = [str(script), *self.learner.split(), *FLAGS.split(), *self.flags.split()]
+        if self.ranks == 1:
+            return [sys.executable, *flags]
+        if self.name == TORCH:
+            return [str(BIN / "torchrun"), f"--nproc_per_node={self.ranks}", "--standalone", *flags]
+        return [str(BIN / "fabric"), "run", f"--devices={self.ranks}", f"--main-port={free_port()}", *flags]
+
+
+class Attempt:
+    """One start of a program, and all its processes."""
+
+    def __init__(self, program: Program, folder: Path, *, dies_in_save: int = 0) -> None:
+        """Starts it; with `dies_in_save`, rank 0 is killed in the middle of writing that checkpoint."""
+        self.folder = folder
+        self.mark = uuid.uuid4().hex
+        environment = marked_environment(self.mark) | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "PET_MAX_RESTARTS": str(program.restarts),
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5",
+            "CHAOS_DIES_IN_SAVE": str(dies_in_save),
+            "CHAOS_PROGRAM": str(ROOT / program.name),
+        }
+        self.output = folder / f"output_{self.mark}"
+        with self.output.open("w") as output:
+            self.launcher = subprocess.Popen(
+                program.command(ROOT / "tests/dying_in_save.py" if dies_in_save else ROOT / program.name),
+                cwd=folder,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def processes(self) -> list[psutil.Process]:
+        """Those that live."""
+        return [process for process in marked(self.mark) if process.status() != psutil.STATUS_ZOMBIE]
+
+    def ranks(self) -> list[psutil.Process]:
+        """Those of the program itself."""
+        return [process for process in self.processes() if self._is_rank(process)]
+
+    def _is_rank(self, process: psutil.Process) -> bool:
+        try:
+            command, parent = process.cmdline(), process.ppid()
+        except psutil.Error:
+            return False
+        launches = any(part.endswith(("torchrun", "fabric")) for part in command[:3])
+        return not launches and parent in (self.launcher.pid, os.getpid())
+
+    def wait_until_training(self) -> bool:
+        """Whether the run has come to its updates, before it ended."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline and self.launcher.poll() is None:
+            if self.last_step() is not None:
+                return True
+            time.sleep(0.02)
+        return False
+
+    def last_step(self) -> int | None:
+        """The last step of which the run spoke."""
+        spoken = [line for line in self.output.read_text().splitlines() if " episodes, " in line and " of " in line]
+        return int(spoken[-1].split("episodes, ")[1].split(" of ")[0].replace(",", "")) if spoken else None
+
+    def left_over(self) -> list[psutil.Process]:
+        """The processes that are still there some seconds after their launcher has gone."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.launcher.wait(2 * PATIENCE_SECONDS)  # it may start its ranks again
+        deadline = time.monotonic() + ORPHANED_SECONDS
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return self.processes()
+
+    def end(self) -> None:
+        """Leaves nothing of it."""
+        for process in self.processes():
+            process.kill()
+        self.launcher.wait()
