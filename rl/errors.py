@@ -99,6 +99,12 @@ def require(condition: bool, flag: str, value: object, right: str) -> None:
         raise UserError(f"{flag} {value}: {right}")
 
 
+def one_line(text: str, most: int = 300) -> str:
+    """The text without line breaks, cut where it is longer than anyone would read."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
 class ExitFile:
     """How the run ended, in a file of its folder: launchers do not keep exit codes, and ranks need not repeat it."""
 

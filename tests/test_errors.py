@@ -2,7 +2,7 @@
 
 import pytest
 
-from rl.errors import UserError, reported
+from rl.errors import UserError, one_line, reported
 
 
 def outcome(error: BaseException) -> object:
@@ -32,3 +32,8 @@ def test_other_ranks_leave_the_word_to_rank_0_and_speak_if_it_had_nothing_to_say
 def test_a_mistake_of_ours_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError), reported():
         _ = 1 / 0
+
+
+def test_a_long_text_becomes_one_short_line() -> None:
+    assert one_line("one\n  two\r\nthree") == "one two three"
+    assert len(one_line("x" * 300_000)) == 300 and one_line("x" * 300) == "x" * 300
