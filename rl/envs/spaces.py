@@ -1,5 +1,7 @@
 """What an agent needs to know of an environment's spaces: how long an observation is, and what an action is."""
 
+import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,23 +38,49 @@ class DiscreteActions:
 
 @dataclass(frozen=True)
 class BoxActions:
-    """A vector of real numbers between bounds."""
+    """A vector of numbers between bounds."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
+    dtype: str = "float32"
+    """What the environment takes, by NumPy's name."""
+
+    @classmethod
+    def of(cls, space: spaces.Box) -> "BoxActions":
+        """Those of a space; where float64 has not its bounds (as of a large integer), the next numbers within."""
+        low, high = ([(bound, float(bound)) for bound in bounds.tolist()] for bounds in (space.low, space.high))
+        return cls(
+            tuple(near if near >= bound else math.nextafter(near, math.inf) for bound, near in low),
+            tuple(near if near <= bound else math.nextafter(near, -math.inf) for bound, near in high),
+            np.dtype(space.dtype).name,
+        )
 
     @property
     def noise_size(self) -> int:
         """How many uniform numbers it takes to sample an action."""
         return len(self.low)
 
+    @functools.cached_property
+    def limits(self) -> NDArray[Any]:
+        """The bounds [2, A] (float64), none of them infinite in the environment's dtype."""
+        bounds = np.array([self.low, self.high])
+        if np.dtype(self.dtype).kind != "f":
+            return bounds
+        info = np.finfo(self.dtype)
+        finite: NDArray[Any] = np.clip(bounds, float(info.min), float(info.max))
+        return finite
+
     def to_env(self, action: NDArray[Any]) -> NDArray[Any]:
-        """The agent's actions, which know no bounds, clipped to the environment's."""
-        clipped: NDArray[Any] = np.clip(action, np.array(self.low, np.float32), np.array(self.high, np.float32))
-        return clipped
+        """The agent's actions, which know no bounds, clipped to the environment's, in its dtype."""
+        # Clipped in float64: what lies between two numbers of another type still does when it is cast to that.
+        exact = action.astype(np.float64)
+        exact = exact if np.dtype(self.dtype).kind == "f" else np.rint(exact)
+        in_env: NDArray[Any] = np.clip(exact, *self.limits).astype(self.dtype)
+        return in_env
 
     def within_bounds(self, action: Tensor) -> Tensor:
         """The agent's actions [..., A], which know no bounds, clipped to the environment's."""
+        action = action if np.dtype(self.dtype).kind == "f" else action.round()
         columns = zip(action.unbind(-1), self.low, self.high, strict=True)
         return torch.stack([column.clamp(low, high) for column, low, high in columns], dim=-1)
 
@@ -91,11 +119,10 @@ class Spaces:
             isinstance(action, spaces.Box)
             and len(action.shape) == 1
             and action.shape[0] > 0
-            and np.issubdtype(action.dtype, np.floating)
+            and action.dtype.itemsize <= 8  # torch has no longer numbers
+            and (action.low <= action.high).all()  # which no NaN is
         ):
-            low, high = (tuple(bound.astype(float).tolist()) for bound in (action.low, action.high))
-            return cls(observation.shape[0], BoxActions(low, high))
+            return cls(observation.shape[0], BoxActions.of(action))
         raise UserError(
-            f"--env-id {env_id}: its action space is {action};"
-            " supported are Discrete, and a Box of floating-point numbers with one dimension"
+            f"--env-id {env_id}: its action space is {action}; supported are Discrete, and a Box with one dimension"
         )
