@@ -15,9 +15,9 @@ from rl.agent import Agent
 from rl.command_line import command_line
 from rl.config import CONFIGS, Config
 from rl.distributed import Ranks
-from rl.envs.stepping import make_envs
 from rl.errors import require
 from rl.float8 import to_float8
+from rl.joining import local_rank
 from rl.learners.learner import AnyLearner, Metrics
 from rl.optimization import AUTOCAST, GradientStep, Weights, gradient_metrics, make_adam
 from rl.rollout import make_collector
@@ -34,9 +34,9 @@ def main(config: Config[AnyLearner]) -> None:
     learner = config.learner
     strategy = os.environ.get("LT_STRATEGY", "auto")
     require(strategy.startswith(("auto", "ddp")), "--strategy", strategy, "gradients are averaged by ddp here")
-    envs = make_envs(config.env, training=True)
     accelerator = "cuda" if config.cuda else os.environ.get("LT_ACCELERATOR", "cpu")
     on_gpus = accelerator in ("cuda", "gpu") or (accelerator == "auto" and torch.cuda.is_available())
+    envs = config.make_envs(torch.device("cuda", local_rank()) if on_gpus else torch.device("cpu"))
     folder = open_run(config, PROGRAM, "nccl" if on_gpus else "gloo")
     logger = TensorBoardLogger(folder.path, name="", version="", default_hp_metric=False, purge_step=folder.purge_step)
     # Fabric takes --accelerator, --devices, --strategy and --precision of `fabric run` from the environment.

@@ -65,12 +65,13 @@ def main(config: DecoupledConfig) -> None:
 def player(config: DecoupledConfig) -> None:
     """Collects rollouts for the trainers, with the weights that they send back."""
     learner = config.learner
-    envs = make_envs(config.env, training=True)
-    folder = open_run(config, PROGRAM, "gloo")
-    logger = TensorBoardLogger(folder.path, name="", version="", default_hp_metric=False, purge_step=folder.purge_step)
     # A GPU that no trainer has, where there is one.
     gpu = min(local_world_size() - 1, torch.cuda.device_count() - 1)
-    fabric = fabric_on(torch.device("cuda", gpu) if config.player_on_gpu else torch.device("cpu"), config)
+    device = torch.device("cuda", gpu) if config.player_on_gpu else CPU
+    envs = config.make_envs(device)
+    folder = open_run(config, PROGRAM, "gloo")
+    logger = TensorBoardLogger(folder.path, name="", version="", default_hp_metric=False, purge_step=folder.purge_step)
+    fabric = fabric_on(device, config)
     group_trainers(config)
 
     torch.manual_seed(config.seed)
@@ -120,7 +121,7 @@ def trainer(config: DecoupledConfig) -> None:
     learner = config.learner
     env = one_env(config)
     gpu = local_rank() - on_first_machine()
-    fabric = fabric_on(torch.device("cuda", gpu) if config.cuda else torch.device("cpu"), config)
+    fabric = fabric_on(torch.device("cuda", gpu) if config.cuda else CPU, config)
     folder = open_run(config, PROGRAM, "gloo")
     trainers = Ranks.of(group_trainers(config))
 

@@ -15,7 +15,6 @@ from rl.command_line import command_line
 from rl.config import CONFIGS, Config
 from rl.distributed import Ranks
 from rl.distributions import Distribution
-from rl.envs.stepping import make_envs
 from rl.float8 import to_float8
 from rl.joining import local_rank
 from rl.learners.learner import AnyLearner, Metrics
@@ -36,7 +35,7 @@ def main(config: Config[AnyLearner]) -> None:
     device = torch.device("cuda", local_rank()) if config.cuda else torch.device("cpu")
     if config.cuda:
         torch.cuda.set_device(device)
-    envs = make_envs(config.env, training=True)
+    envs = config.make_envs(device)
     folder = open_run(config, PROGRAM, "nccl" if config.cuda else "gloo")
     logger = TensorBoardWriter(folder.path, folder.purge_step)
     ranks = Ranks.of()

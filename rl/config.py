@@ -11,7 +11,11 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 
 from rl.agent import Network
-from rl.envs.stepping import EnvConfig
+from rl.envs.check import check_env
+from rl.envs.functional import TensorEnvs
+from rl.envs.spaces import BoxActions, Spaces
+from rl.envs.step import Envs
+from rl.envs.stepping import EnvConfig, make_envs
 from rl.errors import UserError, require
 from rl.execution import Execution, compiler_missing, compiling_pays
 from rl.float8 import check_float8
@@ -21,6 +25,10 @@ from rl.learners.learner import AnyLearner
 from rl.learners.ppo import PPO
 from rl.learners.reinforce import Reinforce
 from rl.run.keep import Keep
+
+# The largest value of whole numbers; of those that are not here, what float64 can count to.
+LARGEST = {"num_envs": 2**20, "hidden_size": 2**14, "hidden_layers": 1_000, "eval_episodes": 100_000}
+LARGEST |= dict.fromkeys(("update_epochs", "updates_per_collection", "episodes_per_env"), 10_000)
 
 LearnerType = TypeVar("LearnerType", bound=AnyLearner, covariant=True)
 
@@ -85,6 +93,23 @@ class Config(Generic[LearnerType]):
         """Number of updates of the run; of whole episodes, the most."""
         return self.total_timesteps // self.steps_per_update()
 
+    def make_envs(self, device: torch.device) -> Envs:
+        """The environments that a rank plays, tried where they are written in tensors.
+
+        Raises:
+            UserError: They are wrong, or this machine has no room for what is learned from them.
+            EnvError: They cannot be made.
+        """
+        envs = make_envs(self.env, training=True)
+        try:
+            if isinstance(envs, TensorEnvs):
+                check_env(envs.env, device)
+            self.check_memory(envs.spaces)
+        except UserError:
+            envs.close()
+            raise
+        return envs
+
     def make_execution(self, device: torch.device) -> Execution:
         """How functions of tensors run on a device; a player on the CPU compiles what its trainers on GPUs capture."""
         on_gpu = device.type == "cuda"
@@ -117,6 +142,10 @@ class Config(Generic[LearnerType]):
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
         self.check_names()
+        for name, value in self.flags().items():
+            if isinstance(value, int):
+                most = LARGEST.get(name, 2**53)
+                require(value <= most, f"--{name.replace('_', '-')}", value, f"must be at most {most:,}")
         require(self.eval_episodes >= 1, "--eval-episodes", self.eval_episodes, "must be at least 1")
         require(self.max_eval_steps >= 1, "--max-eval-steps", self.max_eval_steps, "must be at least 1")
         for flag, number in (("--total-episodes", self.total_episodes), ("--report-episodes", self.report_episodes)):
@@ -143,6 +172,24 @@ class Config(Generic[LearnerType]):
         if self.fp8:
             check_float8()
         self.check_devices()
+
+    def check_memory(self, spaces: Spaces) -> None:
+        """Raises `UserError` for rollouts, a replay buffer or a network that all of this machine could not hold."""
+        action_size = len(spaces.actions.low) if isinstance(spaces.actions, BoxActions) else 2  # an int64
+        row_bytes = 4 * (2 * spaces.obs_size + action_size + 8)
+        buffer_size, network = getattr(self.learner, "buffer_size", 0), self.network
+        width, depth = network.hidden_size, network.hidden_layers
+        # Weights, their gradients, and Adam's two moments.
+        network_bytes = 4 * 4 * width * (spaces.obs_size + (depth - 1) * width) * (1 if network.shared_encoder else 2)
+        has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / local_world_size()
+        num_steps = self.learner.num_steps
+        for flag, value, needs in (
+            (f"--num-envs {self.env.num_envs} × --num-steps", num_steps, row_bytes * self.env.num_envs * num_steps),
+            ("--buffer-size", buffer_size, row_bytes * buffer_size),
+            (f"--hidden-size {width} × --hidden-layers", depth, network_bytes),
+        ):
+            right = f"takes {needs / 2**30:,.1f} GiB of memory, and a rank has {has / 2**30:,.1f}; must be less"
+            require(needs < has, flag, value, right)
 
     def check_devices(self) -> None:
         """Raises `UserError` where there are not the devices that the flags ask for."""

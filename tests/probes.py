@@ -11,7 +11,10 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch import Tensor
 
+from rl.envs.classic import CartPole
+from rl.envs.functional import register_tensor_env
 from rl.seeding import environment_seed
 
 Obs = np.ndarray
@@ -186,6 +189,19 @@ class MultiBinaryAction(Probe):
     action_space = gym.spaces.MultiBinary(3)
 
 
+class DiscHuge(Probe):
+    """Has more actions than a network has outputs."""
+
+    action_space = gym.spaces.Discrete(10**10)
+
+
+class Askew(CartPole):
+    """Rewards in a shape that broadcasts."""
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        return super().reward(state, action, next_state)[:, None]
+
+
 class Broken(Probe):
     """Cannot be made."""
 
@@ -221,6 +237,7 @@ for probe, limit in (
     (DictObs, None),
     (TextObs, None),
     (MultiBinaryAction, None),
+    (DiscHuge, None),
     (Broken, None),
     (Raising, None),
     (WrongShape, None),
@@ -229,4 +246,5 @@ for probe, limit in (
     (EndlessReward, 5),
 ):
     gym.register(f"{probe.__name__}-v0", entry_point=probe, max_episode_steps=limit)
+register_tensor_env("Askew-v0", Askew)
 gym.register("ResetInNextStep-v0", entry_point=ConstantReward, vector_entry_point=reset_in_the_next_step)

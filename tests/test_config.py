@@ -102,6 +102,14 @@ def test_total_timesteps_count_the_steps_of_all_ranks(monkeypatch: pytest.Monkey
     assert config.steps_per_update() == 3000 and config.num_updates() == 3
 
 
+HUGE = [
+    *("total-timesteps", "total-episodes", "report-episodes", "num-envs", "num-steps", "per-rank-batch-size"),
+    *("hidden-size", "hidden-layers", "update-epochs", "eval-episodes", "max-eval-steps", "keep-checkpoints"),
+]
+REAL = [
+    *("learning-rate", "gamma", "gae-lambda", "clip-coef", "ent-coef", "vf-coef", "max-grad-norm", "target-kl"),
+    *("env-timeout", "rank-timeout"),
+]
 BAD_INPUT = [
     ("--num-envs 0", "--num-envs 0: must be at least 1"),
     ("--num-envs -3", "--num-envs -3: must be at least 1"),
@@ -176,10 +184,27 @@ BAD_INPUT = [
     ("--numenvs 3", "Unrecognized"),
     ("--num-envs x", "num-envs"),
     ("--share-data true", "true"),
+    *((f"--{flag} {10**400}", f"--{flag} 1000.*00: must be at most") for flag in HUGE),
+    *((f"--{flag} {value}", f"--{flag} {value}.*: must") for flag in REAL for value in ("nan", "inf")),
+    (f"--checkpoint-every {'9' * 400}", "--checkpoint-every '9999.*: must be a time above 0"),
+    ("--num-envs 1048577", "--num-envs 1048577: must be at most 1,048,576"),
+    ("--hidden-layers 1000000", "--hidden-layers 1000000: must be at most 1,000"),
+    ("actor-critic --updates-per-collection 10001", "--updates-per-collection 10001: must be at most 10,000"),
+    (f"--num-steps {10**12} --total-timesteps {10**15}", f"--num-envs 64 × --num-steps {10**12}: takes .* GiB of"),
+    (f"actor-critic --buffer-size {10**15}", f"--buffer-size {10**15}: takes .* GiB of memory, and a rank has"),
+    ("--hidden-size 16384 --hidden-layers 1000", "--hidden-size 16384 × --hidden-layers 1000: takes .*; must be less"),
+    (
+        "--env-id DiscHuge-v0",
+        r"--env-id DiscHuge-v0: its action space is Discrete\(10000000000\); .* at most 1,048,576",
+    ),
+    (
+        "--env-id Askew-v0 --env-backend tensor",
+        r"Askew.reward: gives shape \(5, 1\); must be \(5,\) with 5 environments",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("flags", "message"), BAD_INPUT, ids=[flags for flags, _ in BAD_INPUT])
+@pytest.mark.parametrize(("flags", "message"), BAD_INPUT, ids=[flags[:60] for flags, _ in BAD_INPUT])
 def test_bad_input_is_answered_with_one_message_and_leaves_nothing(
     flags: str,
     message: str,

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from rl.errors import UserError
 
+MAX_ACTIONS = 2**20
+
 
 @dataclass(frozen=True)
 class DiscreteActions:
@@ -113,7 +115,7 @@ class Spaces:
                 f"--env-id {env_id}: its observation space is {observation}; supported is a Box with one dimension"
                 " (gymnasium.wrappers.FlattenObservation makes one of most others)"
             )
-        if isinstance(action, spaces.Discrete):
+        if isinstance(action, spaces.Discrete) and action.n <= MAX_ACTIONS:
             return cls(observation.shape[0], DiscreteActions(int(action.n), int(action.start)))
         if (
             isinstance(action, spaces.Box)
@@ -124,5 +126,6 @@ class Spaces:
         ):
             return cls(observation.shape[0], BoxActions.of(action))
         raise UserError(
-            f"--env-id {env_id}: its action space is {action}; supported are Discrete, and a Box with one dimension"
+            f"--env-id {env_id}: its action space is {action}; supported are Discrete with at most {MAX_ACTIONS:,}"
+            " actions, and a Box with one dimension"
         )

@@ -25,7 +25,7 @@ class Keep:
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
         require(
-            (interval := self._interval()) is not None and interval[0] > 0,
+            (interval := self._interval()) is not None and 0 < interval[0] <= 2**53,
             "--checkpoint-every",
             repr(self.checkpoint_every),
             "must be a time above 0 such as 90s, 10min or 2h, or a number of updates such as 50",

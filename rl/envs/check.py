@@ -1,0 +1,199 @@
+"""Plays some steps with an environment, and says in one line what is wrong with it."""
+
+import copy
+import traceback
+from collections.abc import Callable
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from gymnasium.utils import env_checker
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from rl.envs.functional import TensorEnv, TensorEnvs
+from rl.envs.spaces import DiscreteActions, Spaces
+from rl.errors import UserError
+
+NUM_ENVS, NUM_EPISODES, NUM_STEPS = 5, 4, 12
+LOOKS = {"item", "tolist", "numpy", "equal", "allclose", "nonzero", "unique", "masked_select"}
+LOOKS |= {f"__{name}__" for name in ("bool", "float", "int", "index", "contains", "array")}
+TORCH = str(Path(torch.__file__).parent)
+
+
+def check_env(
+    env: TensorEnv | gym.Env[Any, Any] | Callable[[], TensorEnv | gym.Env[Any, Any]], device: torch.device | str = "cpu"
+) -> None:
+    """Raises `UserError`, one line, for what is wrong with an environment, or with one that a class makes.
+
+    The functions of a `TensorEnv` are tried on some random steps: shapes, types and device of what they give, numbers
+    that are not finite or not in the space, `if` on numbers, randomness of their own, arguments changed in place, and
+    environments that depend on their neighbors. Any other environment goes through Gymnasium's own checker.
+    """
+    name = getattr(env, "__name__", type(env).__name__)
+    if not isinstance(env, TensorEnv | gym.Env):
+        try:
+            env = env()
+        except Exception as error:
+            raise UserError(f"{name}: cannot be made: {_line(error)}") from error
+    try:
+        if isinstance(env, TensorEnv):
+            _check_tensor_env(env, name, torch.device(device))
+        elif isinstance(env, gym.Env):
+            _check_gymnasium_env(env, name)
+        else:
+            raise UserError(f"{name}: is {type(env).__name__}; must be an rl.TensorEnv or a gymnasium.Env")
+    except UserError as error:
+        raise UserError(str(error).removeprefix("--env-id ")) from error.__cause__
+
+
+def _check_gymnasium_env(env: gym.Env[Any, Any], name: str) -> None:
+    try:
+        env_checker.check_env(env.unwrapped, skip_render_check=True)
+    except Exception as error:
+        raise UserError(f"{name}: gymnasium.utils.env_checker finds: {_line(error)}") from error
+    Spaces.of(name, env.observation_space, env.action_space)
+
+
+def _check_tensor_env(env: TensorEnv, name: str, device: torch.device) -> None:
+    for attribute in ("observation_space", "action_space"):
+        if not isinstance(given := getattr(env, attribute, None), gym.Space):
+            raise UserError(f"{name}.{attribute}: is {given}; must be a space of Gymnasium's")
+    for attribute, least in (("max_episode_steps", 1), ("initial_noise_size", 1), ("transition_noise_size", 0)):
+        given = getattr(env, attribute, None)
+        if not isinstance(given, Integral) or given < least:
+            raise UserError(f"{name}.{attribute}: is {given}; must be a whole number, at least {least}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        device = torch.device("meta")  # of tensors without numbers, which do not mix with the CPU's either
+    envs = TensorEnvs(_Watched(env, name), NUM_ENVS, name).to(device)
+    actions = copy.deepcopy(env.action_space)
+    actions.seed(0)
+    start = envs.spaces.actions.start if isinstance(envs.spaces.actions, DiscreteActions) else 0
+    with torch.no_grad():
+        envs.reset(seed=0)
+        for _ in range(NUM_EPISODES):
+            for _ in range(NUM_STEPS):
+                action = torch.tensor([(actions.sample() - start).tolist() for _ in range(NUM_ENVS)], device=device)
+                envs.step(action)
+            envs.restart()
+
+
+class _LookedError(Exception):
+    """A function asked a tensor for a number."""
+
+
+class _Blind(TorchFunctionMode):
+    """Lets nobody look at the numbers in tensors."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls the function, unless its result depends on numbers."""
+        by_mask = func is Tensor.__getitem__ and getattr(args[1], "dtype", None) == torch.bool
+        if func.__name__ in LOOKS or by_mask:
+            raise _LookedError(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+class _Watched(TensorEnv):
+    """A tensor environment whose functions are held to what they promise."""
+
+    def __init__(self, env: TensorEnv, name: str) -> None:
+        """`name` is what messages call it."""
+        self.env, self.name = env, name
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        self.max_episode_steps = env.max_episode_steps
+        self.initial_noise_size, self.transition_noise_size = env.initial_noise_size, env.transition_noise_size
+
+    def initial(self, noise: Tensor) -> Tensor:
+        """The environment's, of any shape."""
+        return self._call("initial", noise)
+
+    def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+        """The environment's."""
+        return self._call("transition", state, action, noise, shape=state.shape[1:])
+
+    def observation(self, state: Tensor) -> Tensor:
+        """The environment's, within its space."""
+        space = self.observation_space
+        obs = self._call("observation", state, shape=space.shape)
+        low, high = (torch.as_tensor(bound, device=obs.device) for bound in (space.low, space.high))
+        # A little room for rounding; NaN is not within either.
+        within = (obs >= low - 1e-5 * (1 + low.abs())) & (obs <= high + 1e-5 * (1 + high.abs())) & obs.isfinite()
+        if not obs.is_meta and not within.all():
+            row, number = (~within).nonzero()[0].tolist()
+            what = f"gives {obs[row, number]:g} as number {number}"
+            raise self._wrong("observation", f"{what}; must be finite and within {low[number]:g} and {high[number]:g}")
+        return obs
+
+    def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """The environment's, finite."""
+        reward = self._call("reward", state, action, next_state, shape=())
+        if not reward.is_meta and not reward.isfinite().all():
+            raise self._wrong("reward", f"gives {reward[~reward.isfinite()][0]:g}; must be finite numbers")
+        return reward
+
+    def terminal(self, state: Tensor) -> Tensor:
+        """The environment's."""
+        return self._call("terminal", state, shape=(), dtype=torch.bool)
+
+    def _call(self, name: str, *args: Tensor, shape: Any = None, dtype: torch.dtype | None = None) -> Tensor:
+        """What a function gives; the same a second time, and to an environment alone."""
+        result, again = (self._once(name, *args, shape=shape, dtype=dtype) for _ in range(2))
+        if result.is_meta:
+            return result
+        if not torch.equal(result.nan_to_num(), again.nan_to_num()):
+            raise self._wrong(name, "gives something else the second time; what is random must come from the noise")
+        for n in (0, NUM_ENVS - 1):
+            alone = self._once(name, *(arg[n : n + 1] for arg in args), shape=result.shape[1:], dtype=result.dtype)
+            if not torch.allclose(alone[0].double(), result[n].double(), rtol=1e-3, atol=1e-5, equal_nan=True):
+                given = f"{alone[0].tolist()} for an environment alone and {result[n].tolist()} among {NUM_ENVS}"
+                raise self._wrong(name, f"gives {given}; must treat each environment by itself")
+        return result
+
+    def _once(self, name: str, *args: Tensor, shape: Any, dtype: torch.dtype | None) -> Tensor:
+        kept, generator = [arg.clone() for arg in args], torch.get_rng_state()
+        try:
+            with _Blind():
+                result = getattr(self.env, name)(*args)
+        except Exception as error:
+            looked = isinstance(error, _LookedError)
+            advice = f"looks at a number ({error}); torch.where instead of if" if looked else f"raised {_line(error)}"
+            raise self._wrong(name, f"{advice}, at {_place(error)}") from error
+        if not torch.equal(torch.get_rng_state(), generator):
+            raise self._wrong(name, "draws from torch's generator; what is random must come from the noise")
+        for number, (arg, before) in enumerate(zip(args, kept, strict=True), 1):
+            if not arg.is_meta and not torch.equal(arg.nan_to_num(), before.nan_to_num()):
+                raise self._wrong(name, f"changes its argument {number} in place; must leave it as it is")
+        self._check(name, result, args[0], shape, dtype)
+        return result  # type: ignore[no-any-return]
+
+    def _check(self, name: str, result: Any, like: Tensor, shape: Any, dtype: torch.dtype | None) -> None:
+        """Raises `UserError` for a wrong type, shape, dtype or device."""
+        if not isinstance(result, Tensor):
+            raise self._wrong(name, f"gives {type(result).__name__}; must be a tensor")
+        must = (len(like), *(result.shape[1:] if shape is None else shape))
+        if result.shape != must:
+            raise self._wrong(name, f"gives shape {tuple(result.shape)}; must be {must} with {len(like)} environments")
+        of_state = name in ("initial", "transition")
+        wanted = dtype or (like.dtype if of_state else None)
+        if result.dtype != wanted if wanted else not result.is_floating_point():
+            raise self._wrong(name, f"gives {result.dtype}; must be {wanted or 'floating-point'}")
+        if result.device != like.device:
+            raise self._wrong(
+                name, f"gives a tensor on {result.device}; must be on {like.device}, as its arguments are"
+            )
+
+    def _wrong(self, name: str, what: str) -> UserError:
+        return UserError(f"{self.name}.{name}: {what}")
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _place(error: Exception) -> str:
+    """The last line of the environment's own that an error came through."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    own = [frame for frame in frames if frame.filename != __file__ and not frame.filename.startswith(TORCH)]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else "its first line"
