@@ -1,7 +1,7 @@
 """Randomness from named streams: nothing that a run draws depends on the global generators.
 
-An environment's noise depends on (seed, the environment's index over all ranks, its step) alone, so a run's experience
-is the same however its environments are spread over ranks.
+An environment's noise depends on (seed, the environment's index over all ranks, its step) alone, so the same actions
+lead to the same steps, to the bit, however environments are spread over ranks.
 """
 
 from collections.abc import Mapping

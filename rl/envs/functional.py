@@ -1,5 +1,6 @@
 """Environments written as five functions of batched tensors, and what steps N of them on any device."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -188,7 +189,7 @@ class TensorVectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Tensor]):
         self.single_action_space = env.action_space
         self.observation_space = batch_space(env.observation_space, num_envs)
         self.action_space = batch_space(env.action_space, num_envs)
-        self.last_seed = 0
+        self.last_seed = int.from_bytes(os.urandom(4), "big")
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -204,8 +205,24 @@ class TensorVectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Tensor]):
         return self.envs.reset(self.last_seed), {}
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Acts once in every environment."""
-        step = self.envs.step(actions)
+        """Acts once in every environment, by actions as its space has them; real ones are clipped to their bounds.
+
+        Raises:
+            gymnasium.error.InvalidAction: Shape, type or value is another.
+        """
+        given, space = torch.as_tensor(actions, device=self.envs.device), self.single_action_space
+        must = (self.num_envs, *(space.shape or ()))
+        if isinstance(space, gym.spaces.Discrete):
+            action, what = (
+                given.long() - int(space.start),
+                f"whole numbers from {space.start} to {space.start + space.n - 1}",
+            )
+            right = not given.is_floating_point() and bool(((action >= 0) & (action < int(space.n))).all())
+        else:
+            action, what, right = given.float(), "numbers", not bool(given.isnan().any())
+        if given.shape != must or not right:
+            raise gym.error.InvalidAction(f"actions {given.tolist()}: must be {what} of shape {must}")
+        step = self.envs.step(action)
         ended = step.terminated | step.truncated
         info = {
             "final_obs": step.next_obs,

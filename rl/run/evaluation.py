@@ -67,7 +67,14 @@ def evaluate_run(config: Config[AnyLearner], policy: Agent, max_seconds: float =
 
 @torch.no_grad()
 def act(policy: Agent, obs: NDArray[Any]) -> NDArray[Any]:
-    """The likeliest action at an observation [D], or at several [N, D], in the environment's own terms."""
+    """The likeliest action at an observation [D], or at several [N, D], in the environment's own terms.
+
+    Raises:
+        ValueError: The observation is of another shape.
+    """
+    size = policy.spaces.obs_size
+    if np.ndim(obs) not in (1, 2) or np.shape(obs)[-1] != size:
+        raise ValueError(f"observation of shape {np.shape(obs)}: must be [D] or [N, D] with D={size}")
     distribution, _ = policy(torch.as_tensor(obs, dtype=torch.float32, device=policy.critic.weight.device))
     return policy.spaces.actions.to_env(distribution.mode().cpu().numpy())
 

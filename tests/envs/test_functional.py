@@ -1,5 +1,6 @@
 """Environments in tensors, against Gymnasium's own and against the same run done another way."""
 
+import math
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -12,8 +13,10 @@ from torch import Tensor
 
 import rl
 from rl.agent import Agent, Network
+from rl.envs.classic import CartPole, Pendulum
 from rl.envs.custom import CustomTensorEnv
 from rl.envs.functional import TENSOR_ENVS, TensorEnvs
+from rl.envs.step import Step
 from rl.envs.stepping import EnvConfig, make_envs
 from rl.errors import UserError
 from rl.rollout import Rollout, make_collector
@@ -139,19 +142,97 @@ def test_seeds_start_episodes_and_no_seed_starts_others() -> None:
         envs.reset(seed=[1, 2])
 
 
+def test_two_objects_without_a_seed_start_other_episodes() -> None:
+    first, second = (rl.TensorVectorEnv(TENSOR_ENVS["CartPole-v1"](), 4).reset()[0] for _ in range(2))
+    assert not torch.isin(first, second).any()
+
+
+class CountsFromOne(CartPole):
+    """CartPole whose actions are 1 and 2."""
+
+    action_space = gym.spaces.Discrete(2, start=1)
+
+
+def test_the_adapter_counts_actions_as_their_space_does() -> None:
+    ours, theirs = rl.TensorVectorEnv(CountsFromOne(), 3), rl.TensorVectorEnv(CartPole(), 3)
+    assert torch.equal(ours.reset(seed=1)[0], theirs.reset(seed=1)[0])
+    for _ in range(30):
+        action = ours.action_space.sample()
+        assert torch.equal(ours.step(action)[0], theirs.step(torch.from_numpy(action - 1))[0])
+
+
+@pytest.mark.parametrize(
+    ("env", "actions", "message"),
+    [
+        (CartPole(), [0, 5], r"actions \[0, 5\]: must be whole numbers from 0 to 1 of shape \(2,\)"),
+        (CartPole(), [0, -1], "must be whole numbers from 0 to 1"),
+        (CountsFromOne(), [0, 1], "must be whole numbers from 1 to 2"),
+        (CartPole(), [0.0, 1.0], "must be whole numbers"),
+        (CartPole(), [[0], [1]], r"of shape \(2,\)"),
+        (CartPole(), [0], r"of shape \(2,\)"),
+        (Pendulum(), [0.0, 1.0], r"actions \[0.0, 1.0\]: must be numbers of shape \(2, 1\)"),
+        (Pendulum(), [[math.nan], [0.0]], "must be numbers"),
+    ],
+)
+def test_the_adapter_refuses_what_is_no_action(env: rl.TensorEnv, actions: list[Any], message: str) -> None:
+    envs = rl.TensorVectorEnv(env, 2)
+    envs.reset(seed=1)
+    with pytest.raises(gym.error.InvalidAction, match=message):
+        envs.step(torch.tensor(actions))
+
+
+def test_the_adapter_clips_real_actions_to_their_bounds() -> None:
+    obs = []
+    for torque in (2.0, 9.0):
+        envs = rl.TensorVectorEnv(Pendulum(), 2)
+        envs.reset(seed=1)
+        obs.append(envs.step(torch.full((2, 1), torque))[0])
+    assert torch.equal(*obs)
+
+
+SIZES = [4, 6, 8, 10, 34]
+
+
+@pytest.mark.parametrize("num_envs", SIZES)
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_two_ranks_collect_bit_for_bit_what_one_rank_with_all_their_environments_does(env_id: str) -> None:
+def test_the_same_actions_lead_to_the_same_bits_however_environments_are_spread_over_ranks(
+    env_id: str, num_envs: int
+) -> None:
+    half = num_envs // 2
+    parts = [TensorEnvs(TENSOR_ENVS[env_id](), size) for size in (num_envs, half, half)]
+    for envs, first_env in zip(parts, (0, 0, half), strict=True):
+        envs.reset(1, first_env)
+    generator = torch.Generator().manual_seed(1)
+    num_ended = 0
+    for _ in range(230):
+        action = torch.rand(num_envs, 1, generator=generator)
+        action = 4 * action - 2 if env_id == "Pendulum-v1" else action[:, 0].round().long()
+        step, *steps = (
+            envs.step(part) for envs, part in zip(parts, (action, action[:half], action[half:]), strict=True)
+        )
+        for name, field, *fields in zip(Step._fields, step, *steps, strict=True):
+            assert torch.equal(field, torch.cat(fields)), name
+        num_ended += int((step.terminated | step.truncated).sum())
+    assert num_ended >= num_envs
+
+
+@pytest.mark.parametrize("num_envs", SIZES)
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_two_ranks_collect_to_rounding_what_one_rank_with_all_their_environments_does(
+    env_id: str, num_envs: int
+) -> None:
     def collect(num_envs: int, first_env: int) -> Rollout:
         envs = make_envs(EnvConfig(env_id, num_envs=num_envs, env_backend="tensor"))
         torch.manual_seed(3)
         policy = Agent(envs.spaces, Network(ortho_init=False))
         with torch.no_grad():
-            return make_collector(envs, policy, seed=1, first_env=first_env).collect(230)
+            return make_collector(envs, policy, seed=1, first_env=first_env).collect(25)
 
-    whole, halves = collect(8, 0), [collect(4, first_env) for first_env in (0, 4)]
+    # A network's product over 6 rows need not have the last bits of one over 3, and what is not exact drifts apart.
+    half = num_envs // 2
+    whole, halves = collect(num_envs, 0), [collect(half, first_env) for first_env in (0, half)]
     for name, field, *parts in zip(Rollout._fields, whole, *halves, strict=True):
-        assert torch.equal(field, torch.cat(parts, dim=1)), name
-    assert whole.terminated.any() or whole.truncated.any()
+        assert torch.allclose(field.float(), torch.cat(parts, dim=1).float(), atol=1e-3), name
 
 
 def test_what_is_not_written_in_tensors_is_said_so() -> None:

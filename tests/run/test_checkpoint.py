@@ -66,6 +66,9 @@ def test_an_environment_takes_the_loaded_policys_action(tmp_path: Path) -> None:
     env = gym.make("CustomEnv-v0")
     obs, _ = env.reset()
     env.step(rl.load_policy(path)(obs))
+    for shape in ((), (obs.size + 1,), (obs.size, 2, obs.size)):
+        with pytest.raises(ValueError, match=rf"must be \[D\] or \[N, D\] with D={obs.size}"):
+            rl.load_policy(path)(np.zeros(shape))
 
 
 def damaged(data: bytes, how: str, generator: np.random.Generator) -> bytes:
