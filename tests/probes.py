@@ -14,7 +14,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
 from rl.envs.classic import CartPole
-from rl.envs.functional import register_tensor_env
 from rl.seeding import environment_seed
 
 Obs = np.ndarray
@@ -246,5 +245,4 @@ for probe, limit in (
     (EndlessReward, 5),
 ):
     gym.register(f"{probe.__name__}-v0", entry_point=probe, max_episode_steps=limit)
-register_tensor_env("Askew-v0", Askew)
 gym.register("ResetInNextStep-v0", entry_point=ConstantReward, vector_entry_point=reset_in_the_next_step)

@@ -11,13 +11,14 @@ import train_torch
 from rl.command_line import check_versions, command_line, note_repeated, parse
 from rl.config import CONFIGS, Config, DecoupledConfig
 from rl.distributed import choose_threads
+from rl.envs.functional import TENSOR_ENVS
 from rl.envs.stepping import EnvConfig
 from rl.errors import UserError
 from rl.learners.actor_critic import ActorCritic
 from rl.learners.ppo import PPO
 from rl.learners.reinforce import Reinforce
 from rl.run.keep import Keep
-from tests import probes  # noqa: F401 (registers them)
+from tests import probes
 
 # fmt: off
 FLAGS = [
@@ -214,6 +215,7 @@ def test_bad_input_is_answered_with_one_message_and_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train_torch.py", *flags.split()])
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setitem(TENSOR_ENVS, "Askew-v0", probes.Askew)
     with pytest.raises(SystemExit) as exit_:
         command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
     assert exit_.value.code == (73 if "--log-dir" in flags else 66 if "--resume" in flags else 2)

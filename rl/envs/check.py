@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from rl.envs.functional import TensorEnv, TensorEnvs
-from rl.envs.spaces import DiscreteActions, Spaces
+from rl.envs.spaces import Spaces
 from rl.errors import UserError
 
 NUM_ENVS, NUM_EPISODES, NUM_STEPS = 5, 4, 12
@@ -70,13 +70,13 @@ def _check_tensor_env(env: TensorEnv, name: str, device: torch.device) -> None:
     envs = TensorEnvs(_Watched(env, name), NUM_ENVS, name).to(device)
     actions = copy.deepcopy(env.action_space)
     actions.seed(0)
-    start = envs.spaces.actions.start if isinstance(envs.spaces.actions, DiscreteActions) else 0
+    start, dtype = (int(actions.start), torch.int64) if isinstance(actions, gym.spaces.Discrete) else (0, torch.float32)
     with torch.no_grad():
         envs.reset(seed=0)
         for _ in range(NUM_EPISODES):
             for _ in range(NUM_STEPS):
-                action = torch.tensor([(actions.sample() - start).tolist() for _ in range(NUM_ENVS)], device=device)
-                envs.step(action)
+                action = [(actions.sample() - start).tolist() for _ in range(NUM_ENVS)]
+                envs.step(torch.tensor(action, dtype=dtype, device=device))
             envs.restart()
 
 
