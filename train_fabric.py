@@ -87,7 +87,7 @@ def main(config: Config[AnyLearner]) -> None:
     state = State(
         own={"collector": collector, "shuffle": shuffle, "learner": learner},
         shared=learning(policy, weights.vector, adam, scaler),
-        weights=weights.vector,
+        alike=(weights.vector, *adam.state[weights.vector].values()),
     )
     with closing(envs), Run(config, policy, folder, logger, ranks, execution, state) as run:
         for progress in run.updates():

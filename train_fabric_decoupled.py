@@ -38,7 +38,6 @@ from rl.run.state import State, learning
 from rl.seeding import Shuffle
 
 ALONE = Ranks()
-CPU = torch.device("cpu")
 TRAINER_METRICS = (
     "Info/grad_norm",
     "Count/skipped_steps",
@@ -141,7 +140,7 @@ def trainer(config: DecoupledConfig) -> None:
     exchange = make_exchange(config, env, policy, fabric.device)
     shuffle = Shuffle(config.seed, trainers.rank, trainers.size, shared=config.share_data, device=fabric.device)
     requests = Requests()
-    agreement = Agreement(trainers, requests, weights.vector)
+    agreement = Agreement(trainers, requests, (weights.vector, *adam.state[weights.vector].values()))
     averages = Averages(fabric.device, agreement.sum)
 
     def eager_gradient_step(minibatch: Rows) -> Metrics:
@@ -186,10 +185,10 @@ def trainer(config: DecoupledConfig) -> None:
             agreement.look()
             exchange.send_weights(means | agreement.said())
             if order.save or order.stop:
-                state.gather(everyone, leads=trainers.rank == 0, device=CPU)
+                state.gather(everyone, leads=trainers.rank == 0)
             if order.stop:
                 raise StopError(order.stop, "as the player says")
-        state.gather(everyone, leads=trainers.rank == 0, device=CPU)
+        state.gather(everyone, leads=trainers.rank == 0)
 
 
 def fabric_on(device: torch.device, config: DecoupledConfig) -> Fabric:

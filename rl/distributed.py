@@ -72,13 +72,12 @@ class Ranks:
             dist.all_reduce(values, group=self.group)
             values /= self.size
 
-    def gather_bytes(self, data: Tensor, device: torch.device) -> list[Tensor]:
-        """Every rank's bytes [B_r] (uint8), in the order of the ranks: on rank 0, and nothing on the others.
-
-        `device` is one that the ranks can talk over.
-        """
+    def gather_bytes(self, data: Tensor) -> list[Tensor]:
+        """Every rank's bytes [B_r] (uint8), in the order of the ranks: on rank 0, and nothing on the others."""
         if self.size == 1:
             return [data]
+        # What they can talk over, wherever each of them computes.
+        device = torch.device("cuda" if dist.get_backend(self.group) == "nccl" else "cpu")
         sizes = torch.zeros(self.size, dtype=torch.int64, device=device)
         sizes[self.rank] = len(data)
         sizes = self.sum(sizes)

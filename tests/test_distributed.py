@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -115,6 +116,21 @@ def _gradient(num_parts: int) -> tuple[Tensor, Tensor]:
     loss.backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in policy.parameters()])
     return gradient, Ranks.of().mean(torch.stack(list((metrics | loss_metrics).values())))
+
+
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_bytes_are_gathered_where_the_ranks_can_talk(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def zeros(*_: object, device: torch.device, **__: object) -> Tensor:
+        made.append(device.type)
+        raise InterruptedError
+
+    monkeypatch.setattr(dist, "get_backend", lambda group: backend)
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(InterruptedError):
+        Ranks(0, 2).gather_bytes(torch.tensor([1], dtype=torch.uint8))
+    assert made == [{"gloo": "cpu", "nccl": "cuda"}[backend]]
 
 
 @pytest.mark.parametrize("num_parts", [2, 4])

@@ -61,7 +61,7 @@ class Run:
         self.finite = Finite(config.env.env_id, ranks, self.device)
         self.episodes = Episodes()
         self.requests = Requests()
-        self.agreement = Agreement(ranks, self.requests, state.weights)
+        self.agreement = Agreement(ranks, self.requests, state.alike)
         self.progress: Progress | None = None
         self.update = 0
         self.seconds = 0.0
@@ -192,7 +192,7 @@ class Run:
 
     def _gather(self) -> dict[str, Any] | None:
         """What a checkpoint holds, on rank 0."""
-        parts = self.state.gather(self.everyone, leads=rank() == 0, device=self.device)
+        parts = self.state.gather(self.everyone, leads=rank() == 0)
         self.agreement.saved()
         self.saved_at = time.monotonic()
         if rank() != 0:

@@ -52,15 +52,15 @@ class State:
 
     own: dict[str, Stateful]
     shared: dict[str, Stateful] = field(default_factory=dict)
-    weights: Tensor | None = None
-    """The vector that must be the same on all ranks that learn; none on one that does not."""
+    alike: Sequence[Tensor] = ()
+    """The weights and Adam's moments, which must be the same on all ranks that learn; none on one that does not."""
 
-    def gather(self, everyone: Ranks, *, leads: bool, device: torch.device) -> list[Tensor]:
+    def gather(self, everyone: Ranks, *, leads: bool) -> list[Tensor]:
         """All ranks' states as bytes, on rank 0; `leads` says that this rank gives what all have alike."""
         state = {"own": {name: on_cpu(part.state_dict()) for name, part in self.own.items()}}
         if leads and self.shared:
             state["shared"] = {name: on_cpu(part.state_dict()) for name, part in self.shared.items()}
-        return everyone.gather_bytes(to_bytes(state), device)
+        return everyone.gather_bytes(to_bytes(state))
 
     def load(self, parts: Sequence[Tensor], everyone: Ranks) -> None:
         """Gives this rank its part of what `gather` gave, dealt anew if there were other ranks.

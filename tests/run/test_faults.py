@@ -4,6 +4,8 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from rl.config import CONFIGS
 from rl.distributed import Ranks
 from rl.errors import RanksError, StopError
 from rl.run.checkpoint import read_checkpoint, write_checkpoint
-from rl.run.requests import Agreement, Requests
+from rl.run.requests import Agreement, Requests, crc, memory, weighted_sum
 from tests import probes  # noqa: F401 (registers them)
 from tests.ranks import in_ranks
 
@@ -123,6 +125,7 @@ CASES = {
     "a stop": (0.0, int(signal.SIGINT), False),
     "a save": (0.0, 0, True),
     "one weight by its last bit": (6e-8, 0, False),
+    "one moment": (1e-3, 0, False),
 }
 
 
@@ -131,11 +134,11 @@ def _agreed() -> dict[str, tuple[Tensor, int, bool, bool]]:
     ranks = Ranks.of()
     known = {}
     for name, (change, stop, save) in CASES.items():
-        requests, weights = Requests(), torch.linspace(-1, 1, 5001)
+        requests, weights, moment = Requests(), torch.linspace(-1, 1, 5001), torch.zeros(5001)
         if ranks.rank == 1:
-            weights[7] += change
+            (moment if name == "one moment" else weights)[7] += change
             requests.stop, requests.save = stop, save
-        agreement = Agreement(ranks, requests, weights)
+        agreement = Agreement(ranks, requests, (weights, moment, torch.tensor(3.0)))
         total = agreement.sum(torch.tensor([1.5, ranks.rank], dtype=torch.float64))
         agreement.look()
         known[name] = total, agreement.stop, agreement.save, agreement.drifted
@@ -148,6 +151,37 @@ def test_all_ranks_know_what_one_of_three_was_asked_and_whether_its_weights_are_
             total, *rest = known[name]
             assert total.tolist() == [4.5, 3.0]
             assert rest == [stop, save, change != 0], name
+
+
+def changed_in_place(numbers: Tensor, how: str) -> None:
+    bits = numbers.view(torch.int16 if numbers.dtype == torch.bfloat16 else torch.int32)
+    if how == "two swapped":
+        numbers[[3, 900]] = numbers[[900, 3]]
+    elif how == "reversed":
+        numbers.copy_(numbers.flip(0))
+    elif how == "two compensate each other":
+        bits[3] += 5
+        bits[900] -= 5
+    elif how == "two signs":
+        numbers[[3, 900]] *= -1
+    elif how == "three in a row":
+        bits[7:10] += torch.tensor([1, -2, 1], dtype=bits.dtype)
+
+
+@pytest.mark.parametrize(
+    "checksum",
+    [lambda alike: crc([*map(memory, alike)]), partial(weighted_sum, device=torch.device("cpu"))],
+    ids=["CPU", "GPU"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("how", ["two swapped", "reversed", "two compensate each other", "two signs", "three in a row"])
+def test_a_change_that_a_sum_would_miss_is_noticed(checksum: Callable[..., Any], dtype: torch.dtype, how: str) -> None:
+    numbers = torch.linspace(-1, 1.1, 1001).to(dtype)
+    alike = (numbers, torch.zeros(1001), torch.tensor(3.0))
+    before = int(checksum(alike))
+    assert int(checksum(alike)) == before
+    changed_in_place(numbers, how)
+    assert int(checksum(alike)) != before
 
 
 def test_weights_that_differ_stop_the_run() -> None:
