@@ -38,6 +38,7 @@ from rl.run.state import State, learning
 from rl.seeding import Shuffle
 
 ALONE = Ranks()
+CPU = torch.device("cpu")
 TRAINER_METRICS = (
     "Info/grad_norm",
     "Count/skipped_steps",
