@@ -94,7 +94,7 @@ def player(config: DecoupledConfig) -> None:
             run.agreement.hear({name: metrics.pop(name) for name in SAID})
             run.record(metrics)
 
-        for _ in run.updates():
+        for done in run.updates():
             with run.timed("collect"), torch.no_grad(), fabric.autocast():
                 rollout = learner.collect(collector)
                 rows, metrics = learner.prepare(rollout, estimate(rollout), run.agreement.sum)
@@ -107,7 +107,8 @@ def player(config: DecoupledConfig) -> None:
                 take_weights()
             run.agreement.look()
             with run.timed("transfer"):
-                exchange.send_rows(rows, Order(run.agreement.save, run.agreement.stop))
+                last = run.fraction_done(run.agreement.num_steps) >= 1
+                exchange.send_rows(rows, Order(run.agreement.save, run.agreement.stop, last, done))
             if not config.overlap:
                 take_weights()
 
@@ -162,20 +163,21 @@ def trainer(config: DecoupledConfig) -> None:
         gradient_step = GradientStep(learner, policy, weights, adam, trainers, execution, autocast, scaler)
 
     state = State(own={"shuffle": shuffle}, shared=learning(policy, weights.vector, adam, scaler))
-    everyone, first_update = Ranks.of(), 0
+    everyone, ended = Ranks.of(), False
     if folder.checkpoint is not None:
         state.load(folder.checkpoint["ranks"], everyone)
-        first_update = folder.checkpoint["run"]["update"]
+        ended = folder.checkpoint["run"]["step"] >= config.last_step()
     with requests:
         requests.in_loop = True
-        for update in range(first_update, config.num_updates()):
-            learning_rate = learner.learning_rate_at(update / config.num_updates())
+        while not ended:
+            with averages.timed("trainer_wait"):
+                rows, order = exchange.receive_rows()
+            ended = order.last == 1
+            learning_rate = learner.learning_rate_at(order.done)
             adam.param_groups[0]["lr"].fill_(learning_rate)
             loss_scale = scaler.get_scale() if scaler else 1.0
             averages.add({"Info/learning_rate": learning_rate, "Info/loss_scale": loss_scale})
 
-            with averages.timed("trainer_wait"):
-                rows, order = exchange.receive_rows()
             with averages.timed("learn"):
                 for minibatch in learner.minibatches(rows, shuffle):
                     metrics = gradient_step(minibatch)

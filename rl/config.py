@@ -86,11 +86,11 @@ class Config(Generic[LearnerType]):
         return self.env.num_envs * self.learner.num_steps
 
     def steps_per_update(self) -> int:
-        """Environment steps of all ranks in one update; of whole episodes, the fewest."""
+        """Environment steps of all ranks in one update, where none only resets; of whole episodes, the fewest."""
         return self.env.num_envs * self.learner.num_steps * self.num_players()
 
     def num_updates(self) -> int:
-        """Number of updates of the run; of whole episodes, the most."""
+        """Number of updates of the run, where no step only resets; of whole episodes, the most."""
         return self.total_timesteps // self.steps_per_update()
 
     def make_envs(self, device: torch.device) -> Envs:
@@ -172,6 +172,10 @@ class Config(Generic[LearnerType]):
         if self.fp8:
             check_float8()
         self.check_devices()
+
+    def last_step(self) -> int:
+        """The environment steps with which the run ends: those of its updates; of whole episodes, all."""
+        return self.total_timesteps if self.learner.whole_episodes else self.num_updates() * self.steps_per_update()
 
     def check_memory(self, spaces: Spaces) -> None:
         """Raises `UserError` for rollouts, a replay buffer or a network that all of this machine could not hold."""

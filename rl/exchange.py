@@ -5,6 +5,7 @@ works wherever player and trainers are, on one GPU together too.
 """
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,11 @@ class Order(NamedTuple):
 
     save: int  # 1: give the player this rank's part of a checkpoint
     stop: int  # a signal's number: likewise, and leave
+    last: int  # 1: of the run
+    done: float  # the fraction of the run that was done before this update
+
+
+ORDER = struct.Struct("<BBBd")  # its bytes, fewer than any row's
 
 
 def padded(rows: Rows, num_parts: int) -> Rows:
@@ -79,7 +85,7 @@ class Exchange:
     def send_rows(self, rows: Rows, order: Order) -> None:
         """The player gives every trainer its part of a rollout's rows, and says what to do after learning from it."""
         packed = pack(padded(rows, self.num_trainers))
-        self.buffer[:, 0, : len(Order._fields)] = torch.tensor(order, dtype=torch.uint8)
+        self.buffer[:, 0, : ORDER.size] = torch.tensor(list(ORDER.pack(*order)), dtype=torch.uint8)
         if self.shared:
             self.buffer[:, 1:].copy_(packed.view_as(self.buffer[:, 1:]))
             dist.broadcast(self.buffer, PLAYER)
@@ -94,7 +100,7 @@ class Exchange:
             dist.broadcast(self.buffer, PLAYER)
         else:
             dist.scatter(self.buffer[0], None, PLAYER)
-        order = Order(*self.buffer[0, 0, : len(Order._fields)].tolist())
+        order = Order(*ORDER.unpack(bytes(self.buffer[0, 0, : ORDER.size].tolist())))
         return unpack(self.buffer[:, 1:].flatten(0, 1).to(self.like.weight.device), self.like), order
 
     def send_weights(self, metrics: Mapping[str, float]) -> None:

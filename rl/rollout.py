@@ -76,6 +76,7 @@ class Collector:
         self.policy = policy
         self.noise = Noise(seed, ACTION, first_env, envs.num_envs, envs.spaces.actions.noise_size, envs.device)
         self.num_steps = torch.zeros((), dtype=torch.int64, device=envs.device)
+        self.num_played = 0
         self.obs = envs.reset(seed, first_env)
         self.decide = execution.step(functools.partial(decide, policy))
 
@@ -109,6 +110,7 @@ class Collector:
             rows.append(row(self.obs, decision, step))
             self.obs = step.obs
         self.num_steps = self.num_steps + num_steps
+        self.num_played += num_steps * self.envs.num_envs
         return Rollout(*map(torch.stack, zip(*rows, strict=True)))
 
 
@@ -121,6 +123,7 @@ class TensorCollector:
         self.policy = policy
         self.noise = Noise(seed, ACTION, first_env, envs.num_envs, envs.spaces.actions.noise_size, envs.device)
         self.num_steps = torch.zeros((), dtype=torch.int64, device=envs.device)
+        self.num_played = 0
         envs.reset(seed, first_env)
         self.play_step = execution.part(self._play_step)
         self.play = execution.loop(self._play)
@@ -141,6 +144,7 @@ class TensorCollector:
     def collect(self, num_steps: int) -> Rollout:
         """The rollout [T, N, ...] of the next T steps."""
         self.num_steps, self.envs.state, rollout = self.play(self.num_steps, self.envs.state, num_steps)
+        self.num_played += num_steps * self.envs.num_envs
         return rollout
 
     def _play(self, first_step: Tensor, state: EnvState, num_steps: int) -> tuple[Tensor, EnvState, Rollout]:

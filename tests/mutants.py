@@ -93,8 +93,8 @@ MUTANTS = (
     Mutant(
         "the learning rate is annealed one update ahead",
         "rl/run/run.py",
-        "self._fraction_done(self.update / num_updates)",
-        "self._fraction_done((self.update + 1) / (num_updates + 1))",
+        "(done := self.fraction_done())",
+        "(done := self.fraction_done(self.config.steps_per_update()))",
         "tests/programs/test_programs.py -k bare_command",
     ),
     Mutant(

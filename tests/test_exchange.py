@@ -55,12 +55,12 @@ def _both_ends(num_rows: int, shared: bool) -> tuple[object, ...] | None:
     )
     if rank() == PLAYER:
         for _ in range(3):  # the buffers serve again
-            exchange.send_rows(rows, Order(save=1, stop=15))
+            exchange.send_rows(rows, Order(save=1, stop=15, last=0, done=1 / 3))
         metrics = exchange.receive_weights()
         return metrics, [parameter.detach().clone() for parameter in policy.parameters()]
     for _ in range(3):
         received, order = exchange.receive_rows()
-        assert order == Order(save=1, stop=15)
+        assert order == Order(save=1, stop=15, last=0, done=1 / 3)
     trainers = Ranks.of(group)
     shuffle = Shuffle(1, trainers.rank, trainers.size, shared=shared)
     epoch = next(PPO(per_rank_batch_size=10**6, update_epochs=1).minibatches(received, shuffle))

@@ -1,17 +1,25 @@
 """What the collector keeps: true successors, behaviour probabilities, and a stream that rollouts only cut."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+import train_torch
 from rl.agent import Agent, Network
+from rl.command_line import parse
+from rl.config import CONFIGS
 from rl.envs.step import Envs
 from rl.envs.stepper import Stepper
 from rl.envs.stepping import EnvConfig, make_envs
 from rl.rollout import Collector, Rollout, TensorCollector, make_collector
+from rl.run.checkpoint import read_checkpoint
+from rl.run.run import Run
+from tests.programs.launch import scalars
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +85,29 @@ def test_next_observations_are_the_next_rows_within_an_episode_and_the_final_one
     resets = torch.zeros_like(ended)
     resets[1:] = ended[:-1] if mode == AutoresetMode.NEXT_STEP else False
     assert torch.equal(rollout.weight == 0, resets)
+
+
+def test_a_run_counts_and_takes_real_steps_and_not_those_in_which_environments_only_reset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    num_real: list[float] = []
+
+    def record(run: Run, rollout: Rollout, recorded: Callable[[Run, Rollout], None] = Run.record_rollout) -> None:
+        num_real.append(rollout.weight.sum().item())
+        recorded(run, rollout)
+
+    monkeypatch.setattr(Run, "record_rollout", record)
+    flags = "--env-id CartPole-v1 --num-envs 3 --num-steps 32 --total-timesteps 1920 --eval-episodes 1 --hidden-size 8"
+    with torch.enable_grad():
+        train_torch.main(parse(flags.split(), CONFIGS))
+    (folder,) = Path("logs/torch_logs").iterdir()
+    steps = [step for step, _ in scalars(folder)["Count/steps"]]
+    assert steps == list(itertools.accumulate(num_real))
+    assert all(number < 96 for number in num_real[1:]) and 20 < len(steps) < 24
+    assert 1920 <= steps[-1] < 1920 + 96
+    assert read_checkpoint(folder / "last.ckpt")["run"]["step"] == steps[-1]
+    rates = [rate for _, rate in scalars(folder)["Info/learning_rate"]]
+    assert rates == pytest.approx([3e-3 * (1 - step / 1920) for step in (0, *steps[:-1])])
 
 
 def test_collecting_leaves_the_global_generator_alone() -> None:

@@ -77,6 +77,8 @@ class TensorEnvs:
     `advance` touches neither the host nor this object, so that a whole rollout can be one compiled function.
     """
 
+    resets_in_next_step, num_ignored = False, 0
+
     def __init__(self, env: TensorEnv, num_envs: int, env_id: str = "(a TensorEnv)") -> None:
         """Raises `UserError` where an agent cannot act on the spaces."""
         self.env = env

@@ -29,6 +29,10 @@ class Envs(Protocol):
     spaces: Spaces
     num_envs: int
     device: torch.device
+    resets_in_next_step: bool
+    """Whether the step after the one that ends an episode resets, and takes no action."""
+    num_ignored: int
+    """How many actions were not taken so far, for that reason."""
 
     def reset(self, seed: int, first_env: int = 0) -> Tensor:
         """The first observations [N, D] (float32); `first_env` counts environments over all ranks."""

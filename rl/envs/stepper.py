@@ -55,6 +55,7 @@ class Stepper:
             raise UserError(f"--env-id {env_id}: its batched class has autoreset_mode {autoreset}; try --vectorization")
         self.resets_in_next_step = autoreset == AutoresetMode.NEXT_STEP
         self.resetting = np.zeros(self.num_envs, np.bool_)
+        self.num_ignored = 0
         self.running_return = np.zeros(self.num_envs)
         self.running_length = np.zeros(self.num_envs)
         self.num_steps = 0
@@ -132,6 +133,7 @@ class Stepper:
             )
         )
         if self.resets_in_next_step:
+            self.num_ignored += self.num_envs - int(acted.sum())
             self.resetting = ended
         self.running_return *= ~ended
         self.running_length *= ~ended

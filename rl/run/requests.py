@@ -4,7 +4,7 @@ import functools
 import signal
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -68,20 +68,34 @@ class Agreement:
     Beside what was asked of any of them, a checksum of what they have alike tells whether it still is.
     """
 
-    def __init__(self, ranks: Ranks, requests: Requests, alike: Sequence[Tensor] = ()) -> None:
-        """`alike` are the tensors that must be the same on all ranks; a single rank needs none."""
+    def __init__(
+        self,
+        ranks: Ranks,
+        requests: Requests,
+        alike: Sequence[Tensor] = (),
+        *,
+        played: Callable[[], int] = lambda: 0,
+        num_steps: int = 0,
+    ) -> None:
+        """`alike` are the tensors that must be the same on all ranks; a single rank needs none.
+
+        `played` counts this rank's environment steps; `num_steps` is what all ranks take in an update, if none resets.
+        """
         self.ranks = ranks
+        self.played, self.num_played, self.num_steps = played, played(), num_steps
         self.requests = requests
         self.alike = alike
         self.memory = [memory(tensor) for tensor in alike if tensor.device.type == "cpu"]
         self.stop, self.save, self.failed, self.drifted = 0, False, False, False
-        self.told = [0.0] * (len(STOPS) + 2)
+        self.told = [0.0] * (len(STOPS) + 2) + [num_steps / ranks.size]
         self.word: Tensor | None = None
 
     def sum(self, values: Tensor) -> Tensor:
         """The elementwise sum of every rank's values, on every rank."""
         asked = self.requests
+        before, self.num_played = self.num_played, self.played()
         self.told = [*(float(asked.stop == number) for number in STOPS), float(asked.save), float(asked.failed)]
+        self.told.append(float(self.num_played - before))
         if self.ranks.size == 1:
             self.word = None
             return values
@@ -96,6 +110,7 @@ class Agreement:
         flags, checksums = word[: len(self.told)], word[len(self.told) :]
         self.stop = next((number for number, count in zip(STOPS, flags, strict=False) if count), 0)
         self.save, self.failed = flags[len(STOPS)] > 0, flags[len(STOPS) + 1] > 0
+        self.num_steps = int(flags[-1])
         sums, squares = checksums[:2], checksums[2:]
         self.drifted |= any(self.ranks.size * int(q) != int(s) ** 2 for s, q in zip(sums, squares, strict=True))
 

@@ -21,7 +21,7 @@ from rl.errors import DiskError, StopError, exit_file
 from rl.execution import Execution
 from rl.joining import rank
 from rl.learners.learner import AnyLearner
-from rl.rollout import Rollout
+from rl.rollout import AnyCollector, Rollout
 from rl.run.checkpoint import FORMAT
 from rl.run.evaluation import Evaluation, evaluate_run, film_run
 from rl.run.finite import Finite
@@ -61,7 +61,16 @@ class Run:
         self.finite = Finite(config.env.env_id, ranks, self.device)
         self.episodes = Episodes()
         self.requests = Requests()
-        self.agreement = Agreement(ranks, self.requests, state.alike)
+        collector = state.own["collector"]
+        assert isinstance(collector, AnyCollector)
+        self.resets = collector.envs.resets_in_next_step
+        self.agreement = Agreement(
+            ranks,
+            self.requests,
+            state.alike,
+            played=lambda: collector.num_played - collector.envs.num_ignored,
+            num_steps=config.steps_per_update(),
+        )
         self.progress: Progress | None = None
         self.update = 0
         self.seconds = 0.0
@@ -79,10 +88,7 @@ class Run:
             self.state.load(self.folder.checkpoint["ranks"], self.everyone)
             self.best_return = self.folder.checkpoint["run"]["best_return"]
         if rank() == 0:
-            learner = self.config.learner
-            updates = self.config.num_updates() * self.config.steps_per_update()
-            total = self.config.total_timesteps if learner.whole_episodes else updates
-            self.progress = Progress(total, self.config.report_episodes, self.step)
+            self.progress = Progress(self.config.last_step(), self.config.report_episodes, self.step)
             (self.folder.path / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2))
         self.requests.__enter__()
         return self
@@ -126,16 +132,23 @@ class Run:
         num_updates = self.config.num_updates()
         # How long whole episodes take is known once they have ended, so that every update is asked.
         updates_per_point = 1 if self.config.learner.whole_episodes else math.ceil(num_updates / MAX_LOG_POINTS)
+        # Whoever steps environments on the host, or looks whether episodes have ended, waits for the device anyway.
+        waits_for_nothing = self.device.type == "cpu" or self.resets or self.config.learner.whole_episodes
         began_at, compiled = time.perf_counter(), self.execution.compile_seconds
         self.requests.in_loop = True
-        while self.update < num_updates and (done := self._fraction_done(self.update / num_updates)) < 1:
+        # Where environments reset in steps of their own, it takes some updates more.
+        while (self.update < num_updates or self.resets) and (done := self.fraction_done()) < 1:
             if rank() == 0 and self.config.keep.due(self.update + 1, time.monotonic() - self.saved_at):
                 self.requests.save = True
             yield done
             self.update += 1
-            is_point = self.update % updates_per_point == 0 or self.update in (1, num_updates)
-            if is_point or self.device.type == "cpu":
+            if waits_for_nothing:
                 self.agreement.look()
+            self.step += self.agreement.num_steps
+            is_point = self.update % updates_per_point == 0 or self.update == 1 or self.fraction_done() >= 1
+            if is_point and not waits_for_nothing:
+                self.agreement.look()
+            if is_point or waits_for_nothing:
                 self.agreement.check(self.update)
             if is_point:
                 ended_at, compile_seconds = time.perf_counter(), self.execution.compile_seconds
@@ -152,7 +165,6 @@ class Run:
         self.finite.check(metrics, self.update)
         del metrics["Count/bad_rows"]
         self.seconds += seconds
-        self.step += round(metrics["Count/steps"])
         self.episodes.add(round(metrics["Count/episodes"]), metrics.get("Rewards/rew_avg", 0.0))
         self.skipped_steps += metrics.get("Count/skipped_steps", 0.0)
         if self.progress is not None:
@@ -244,9 +256,9 @@ class Run:
         self.evaluation_seconds += time.perf_counter() - began_at
         return evaluation
 
-    def _fraction_done(self, of_updates: float) -> float:
-        """Of the steps or the episodes of the run, whichever comes first."""
-        of_steps = self.step / self.config.total_timesteps if self.config.learner.whole_episodes else of_updates
+    def fraction_done(self, num_steps: int = 0) -> float:
+        """Of the steps or the episodes of the run, whichever comes first; after so many steps more."""
+        of_steps = (self.step + num_steps) / self.config.last_step()
         return max(of_steps, self.episodes.number / (self.config.total_episodes or math.inf))
 
     def timed(self, name: str) -> contextlib.AbstractContextManager[None]:
@@ -258,11 +270,11 @@ class Run:
         self.averages.add(metrics)
 
     def record_rollout(self, rollout: Rollout) -> None:
-        """Records the steps of a rollout, and the episodes that ended in it."""
+        """Records the steps of an update's rollout, and the episodes that ended in it."""
         num_episodes = (rollout.terminated | rollout.truncated).sum()
         sums = {"Rewards/rew_avg": rollout.episode_return.sum(), "Game/ep_len_avg": rollout.episode_length.sum()}
         self.averages.add(sums, count=num_episodes)
-        self.averages.add({"Count/steps": float(rollout.reward.numel()), "Count/episodes": num_episodes})
+        self.averages.add({"Count/steps": self.agreement.told[-1], "Count/episodes": num_episodes})
         self.record(self.finite.look(rollout))
 
     def finish(self) -> None:

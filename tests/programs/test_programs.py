@@ -104,6 +104,10 @@ def test_fabric_and_torch_end_with_the_same_parameters(variant: str) -> None:
     for folder in (run_folder("fabric_logs"), run_folder("torch_logs")):
         assert hyperparameters(folder) == set(Config().flags())
         assert json.loads((folder / "config.json").read_text())["total_timesteps"] in (150, 3000)
+        logged, num_updates = scalars(folder)["Count/steps"], 3000 // (ranks * 128)
+        if variant != "uneven-minibatches":  # those that only reset are none
+            assert sum(number for _, number in logged) == logged[-1][0] >= num_updates * ranks * 128
+            assert all(number < ranks * 128 for _, number in logged[1:]) == ("CartPole" in flags)
 
 
 def test_on_a_cpu_fabric_says_that_it_takes_bf16_for_fp16_and_learns() -> None:

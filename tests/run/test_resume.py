@@ -78,7 +78,7 @@ def test_a_resumed_run_ends_with_the_same_bits_and_the_same_log(variant: str, mo
 
 def test_a_checkpoint_between_two_points_of_the_log_keeps_what_was_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rl.run.run, "MAX_LOG_POINTS", 3)  # of 8 updates: after 1, 3, 6 and 8
-    folder = whole_run(monkeypatch, *STEPS.split(), "--env-id", "CartPole-v1")
+    folder = whole_run(monkeypatch, *STEPS.split(), "--env-id", "CartPole-v1", "--vectorization", "sync")
     expected_log = log_of(folder)
     assert [step for step, _ in expected_log["Loss/policy_loss"]] == [96, 288, 576, 768]
     for update in (2, 4, 5, 6):
