@@ -197,6 +197,8 @@ def trainer(config: DecoupledConfig) -> None:
 def fabric_on(device: torch.device, config: DecoupledConfig) -> Fabric:
     """A Fabric for this rank alone."""
     precision = None if "LT_PRECISION" in os.environ else config.precision
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what is captured is captured on the current one
     return Fabric(accelerator=device.type, strategy=SingleDeviceStrategy(device), precision=precision)
 
 

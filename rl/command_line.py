@@ -1,7 +1,9 @@
 """From a command line to a program's body: what happens before any of them starts to work."""
 
 import contextlib
+import io
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -12,6 +14,7 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_type_hint
 import torch
 import tyro
 
+from rl.compilers import keep_caches_private
 from rl.config import CONFIGS, Config
 from rl.distributed import choose_threads
 from rl.errors import USAGE_ERROR, CheckpointError, UserError, let_rank_0_speak, reported, require
@@ -28,6 +31,7 @@ def command_line(main: Callable[[ConfigType], None], choices: Mapping[str, Confi
 
     `program` is the folder that its runs are in, below the log folder.
     """
+    mend_streams()
     with reported():
         end_with_launcher()
         take_slurm_ranks()
@@ -41,13 +45,28 @@ def command_line(main: Callable[[ConfigType], None], choices: Mapping[str, Confi
             check_goes_on(going_on, config)
             if is_complete(going_on, config):
                 return
+        if config.env.allow_import:
+            sys.path.append(os.getcwd())  # launchers put the program's folder there alone
         if config.capture_video:
+            # Frames are drawn to be kept: SDL need not look for a screen, and say "error: …" where there is none.
+            os.environ |= {name: "dummy" for name in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER") if name not in os.environ}
             check_video(config.env)
+        if config.execution != "eager":
+            keep_caches_private()
         choose_threads()
         if config.torch_deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         main(config)
+
+
+def mend_streams() -> None:
+    """Has printing raise nothing where a stream is closed, or cannot encode what is said."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
+        elif isinstance(getattr(sys, name), io.TextIOWrapper):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def check_versions() -> None:
@@ -84,6 +103,9 @@ def read_flags(
                 raise CheckpointError(f"--resume: the run is one of {name}, not of {arguments[0]}")
             config = parse(arguments, {name: own, **{other: choices[other] for other in choices if other != name}})
         config = replace(config, keep=replace(config.keep, resume=resume))
+    # At once, since an environment may change the working folder.
+    resume = config.keep.resume and os.path.abspath(config.keep.resume)
+    config = replace(config, log_dir=os.path.abspath(config.log_dir), keep=replace(config.keep, resume=resume))
     if (precision := os.environ.get("LT_PRECISION")) in get_args(get_type_hints(Config)["precision"]):
         config = replace(config, precision=cast(Any, precision))  # `fabric run` takes the flag as its own
     return config, checkpoint
@@ -103,6 +125,7 @@ def parse(arguments: list[str], choices: Mapping[str, ConfigType]) -> ConfigType
         for name, config in choices.items()
     )
     union: Any = Union[tuple(types)]  # noqa: UP007 (a tuple of types)
+    columns = os.environ.get("COLUMNS")
     with contextlib.ExitStack() as stack:
         if rank() != 0:
             silence = stack.enter_context(open(os.devnull, "w"))
@@ -111,11 +134,19 @@ def parse(arguments: list[str], choices: Mapping[str, ConfigType]) -> ConfigType
         try:
             settings = (tyro.conf.OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs)
             default = next(iter(choices.values()))
-            return cast(ConfigType, tyro.cli(union, args=arguments, default=default, config=settings))
+            # Help that is a few letters wide takes tyro a minute.
+            os.environ["COLUMNS"] = str(max(40, shutil.get_terminal_size().columns))
+            config = cast(ConfigType, tyro.cli(union, args=arguments, default=default, config=settings))
+            return replace(config, log_dir=os.path.expanduser(config.log_dir))
         except SystemExit as exit_:
             if exit_.code == USAGE_ERROR:
                 let_rank_0_speak()
             raise
+        finally:
+            if columns is None:
+                del os.environ["COLUMNS"]
+            else:
+                os.environ["COLUMNS"] = columns
 
 
 def flags_of(config: Config[Any]) -> Any:

@@ -11,13 +11,14 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 
 from rl.agent import Network
+from rl.compilers import compiler_missing
 from rl.envs.check import check_env
 from rl.envs.functional import TensorEnvs
 from rl.envs.spaces import BoxActions, Spaces
 from rl.envs.step import Envs
 from rl.envs.stepping import EnvConfig, make_envs
 from rl.errors import UserError, require
-from rl.execution import Execution, compiler_missing, compiling_pays
+from rl.execution import Execution, compiling_pays
 from rl.float8 import check_float8
 from rl.joining import local_world_size, on_first_machine, rank, world_size
 from rl.learners.actor_critic import ActorCritic
@@ -76,6 +77,7 @@ class Config(Generic[LearnerType]):
     network: Network = field(default_factory=Network)
     keep: Keep = field(default_factory=Keep)
     learner: LearnerType = field(default_factory=PPO)  # type: ignore[assignment]
+    """How it learns."""
 
     def num_players(self) -> int:
         """Number of ranks that collect rollouts."""
@@ -136,6 +138,8 @@ class Config(Generic[LearnerType]):
             repr(self.exp_name),
             "must be 1 to 80 letters, digits, dots, dashes or underscores",
         )
+        surrogates = any("\ud800" <= letter <= "\udfff" for letter in self.log_dir)  # what the locale could not read
+        require(not surrogates, "--log-dir", ascii(self.log_dir), "is no text in this locale; set PYTHONUTF8=1")
         require(0 <= self.seed < 2**32, "--seed", self.seed, "must lie between 0 and 4294967295")
         self.env.check()
 

@@ -4,9 +4,7 @@ Such a function looks at no number (no `.item()`, no `if tensor`), keeps its sha
 numbers on a GPU. Whatever it changes in place, it names as its `state`.
 """
 
-import importlib.util
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar, cast
@@ -14,20 +12,14 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from torch import Tensor
 
+from rl.compilers import compiler_missing, one_word
+
 Mode = Literal["eager", "compiled", "captured"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # On two cores a compiled gradient step saves about 0.7 ms and 1 µs a row, and compiling all functions takes some 30 s
 # (docs/log.md).
 SAVED_SECONDS_PER_STEP, SAVED_SECONDS_PER_ROW, COMPILE_SECONDS = 0.7e-3, 1e-6, 30.0
-
-
-def compiler_missing(device: torch.device) -> str | None:
-    """What Inductor lacks on this machine to compile for a device, if anything."""
-    if device.type == "cuda":
-        return None if importlib.util.find_spec("triton") else "the package triton"
-    compiler = os.environ.get("CXX", "g++")
-    return None if shutil.which(compiler) else f"a C++ compiler ({compiler})"
 
 
 def compiling_pays(num_gradient_steps: int, num_rows: int) -> bool:
@@ -83,7 +75,7 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
 
     # What is compiled is kept by code object, and all these functions would have one.
     unique.__code__ = unique.__code__.replace()
-    options: dict[str, str | int | bool | Callable[..., Any]] = {
+    options: dict[str, Any] = {
         # The loop over time and all calls of kernels in C++; torch 2.11 cannot do that to a loop.
         "cpp_wrapper": torch.__version__ >= "2.13" and device.type == "cpu",
         # A tanh of one exponential instead of a library's: twice as fast, and exact to 1e-7.
@@ -93,6 +85,8 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
         # To check all that could have changed since the last call takes longer than a small gradient step.
         "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
     }
+    if "CXX" in os.environ:
+        options["cpp.cxx"] = (None, one_word(os.environ["CXX"]))
     return torch.compile(unique, fullgraph=True, dynamic=False, options=options)
 
 
@@ -107,7 +101,8 @@ class _Specialised:
 
     def __call__(self, *args: Any) -> Any:
         """Calls the function for this signature."""
-        signature = (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), *_signature(args))
+        autocast = (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"))
+        signature = (torch.is_grad_enabled(), *autocast, *_signature(args))
         if signature in self.fast:
             return self.fast[signature](*args)
         self.fast[signature] = self.make()
@@ -174,6 +169,8 @@ def _signature(value: Any) -> Iterator[Any]:
         yield value.shape
         yield value.stride()
         yield value.dtype
+        yield value.device
+        yield value.requires_grad
     elif isinstance(value, tuple):
         for part in value:
             yield from _signature(part)

@@ -1,5 +1,7 @@
 """The flags: which there are, what they mean, and what the wrong ones are answered."""
 
+import io
+import os
 import re
 import sys
 from dataclasses import fields
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import train_torch
-from rl.command_line import check_versions, command_line, note_repeated, parse
+from rl.command_line import check_versions, command_line, mend_streams, note_repeated, parse, read_flags
 from rl.config import CONFIGS, Config, DecoupledConfig
 from rl.distributed import choose_threads
 from rl.envs.functional import TENSOR_ENVS
@@ -45,9 +47,54 @@ def test_every_flag_is_in_the_help_with_its_meaning_and_default(capsys: pytest.C
     help_text = capsys.readouterr().out
     for name in FLAGS:
         assert f"--{name.replace('_', '-')}" in help_text
+    assert "type: ignore" not in help_text
     for group in ("env options", "network options", "learner options"):
         assert group in help_text
     assert "Discount factor. (default: 0.95)" in " ".join(help_text.replace("│", " ").split())
+
+
+def test_help_for_a_tiny_terminal_is_forty_letters_wide(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "5")
+    with pytest.raises(SystemExit):
+        parse(["--help"], CONFIGS)
+    assert max(map(len, capsys.readouterr().out.splitlines())) >= 30
+    assert os.environ["COLUMNS"] == "5"
+
+
+def test_the_log_folder_is_absolute_at_once_and_may_be_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    for flags, folder in (([], tmp_path / "logs"), (["--log-dir", "~/x"], Path("/home/someone/x"))):
+        config, _ = read_flags(flags, CONFIGS, "torch_logs")
+        assert config.log_dir == str(folder)
+
+
+def test_a_log_folder_that_the_locale_cannot_read_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--log-dir '.udcc3x': is no text in this locale; set PYTHONUTF8=1"):
+        Config(log_dir="\udcc3x").check()
+
+
+def test_printing_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(sys, "stderr", None)
+    mend_streams()
+    print("ünï ☃", flush=True)
+    print("☃", file=sys.stderr)
+    assert written.getvalue() == b"\\xfcn\\xef \\u2603\n" and not sys.stderr.isatty()
+    sys.stderr.close()
+
+
+def test_a_module_in_the_working_folder_is_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("lives_here.py").write_text("raise ImportError('found')")
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    monkeypatch.setattr(sys, "argv", ["train_torch.py", "--env-id", "lives_here:Env-v0", "--allow-import"])
+    with pytest.raises(SystemExit):
+        command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
+    assert capsys.readouterr().err == "error: --env-id lives_here:Env-v0: found\n"
 
 
 def test_flags_are_flat_and_in_any_order() -> None:
@@ -223,6 +270,7 @@ def test_bad_input_is_answered_with_one_message_and_leaves_nothing(
     words = " ".join(error.replace("│", " ").split())
     assert re.search(message, words), error
     assert "Traceback" not in error
+    assert "--capture-video" not in flags or os.environ["SDL_VIDEODRIVER"] == "dummy"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,15 +1,22 @@
 """Ways of running: the same results whichever is chosen, for every shape, and a word where one cannot be had."""
 
+import os
+import subprocess
+import warnings
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
+import train_fabric_decoupled
 from rl.agent import Agent, Network
-from rl.config import Config
+from rl.compilers import compiler_missing, keep_caches_private, one_word
+from rl.config import Config, DecoupledConfig
 from rl.envs.stepping import EnvConfig, make_envs
 from rl.errors import UserError
-from rl.execution import Execution
+from rl.execution import Execution, _Specialised, compiled
 from rl.learners.ppo import PPO, Estimates
 from rl.rollout import Rollout, make_collector
 from tests import probes  # noqa: F401 (registers them)
@@ -76,11 +83,89 @@ def test_by_default_only_long_runs_are_compiled_on_the_cpu() -> None:
 def test_without_a_compiler_the_run_is_eager_and_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert Config(execution="compiled").make_execution(CPU).mode == "eager"
-    assert capsys.readouterr().err == (
-        "note: a C++ compiler (no-such-compiler) is missing, so nothing is compiled and the run takes longer\n"
-    )
+    for compiler, what in (
+        ("no-such-compiler", "a C++ compiler (no-such-compiler)"),
+        ("no-such-cache g++", "a C++ compiler (no-such-cache g++)"),
+        ("", "a C++ compiler ()"),
+        ("false", "a C++ compiler that works (false does not)"),
+        ("true", "a C++ compiler that works (true does not)"),
+    ):
+        monkeypatch.setenv("CXX", compiler)
+        assert Config(execution="compiled").make_execution(CPU).mode == "eager"
+        note = f"note: {what} is missing, so nothing is compiled and the run takes longer\n"
+        assert capsys.readouterr().err == note
+
+
+def test_a_compiler_of_several_words_is_one_program_for_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "env g++")  # as "ccache g++" is
+    assert compiler_missing(CPU) is None
+    subprocess.run([one_word("env g++"), "--version"], check=True, capture_output=True)
+    assert one_word("g++") == "g++"
+    options: list[dict[str, object]] = []
+    monkeypatch.setattr("torch.compile", lambda function, **arguments: options.append(arguments["options"]))
+    compiled(abs, CPU)
+    assert options[0]["cpp.cxx"] == (None, one_word("env g++"))
+
+
+def test_on_a_gpu_too_a_compiler_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.delenv("CC", raising=False)
+    assert compiler_missing(torch.device("cuda")) is None
+    monkeypatch.setenv("PATH", "")
+    assert compiler_missing(torch.device("cuda")) == "a C compiler (gcc)"
+
+
+def test_what_was_compiled_is_kept_where_nobody_else_can_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/mine")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    keep_caches_private()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/mine"
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "cache/rl/triton")
+    assert (tmp_path / "cache/rl").stat().st_mode & 0o777 == 0o700
+    for how in ("open to others", "a link"):
+        monkeypatch.delenv("TRITON_CACHE_DIR")
+        if how == "a link":
+            (tmp_path / "cache/rl").rename(tmp_path / "elsewhere")
+            (tmp_path / "cache/rl").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "cache/rl").chmod(0o700 if how == "a link" else 0o777)
+        with pytest.raises(UserError, match=r"cache/rl: is another's or open to others"):
+            keep_caches_private()
+        monkeypatch.setenv("TRITON_CACHE_DIR", "")
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # no home to write to
+    keep_caches_private()
+    assert Path(os.environ["TRITON_CACHE_DIR"]).parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_specialised_function_minds_all_that_it_may_depend_on() -> None:
+    made: list[int] = []
+
+    def make() -> Callable[[torch.Tensor], torch.Tensor]:
+        made.append(1)
+        return lambda tensor: tensor
+
+    function, tensor = _Specialised(make), torch.zeros(3)
+    calls: list[tuple[torch.Tensor, str | None]] = [(tensor, None), (torch.ones(3, requires_grad=True), None)]
+    calls += [(tensor.to("meta"), None), (tensor, "cpu"), (tensor, "cuda")]
+    for _ in range(2):
+        for argument, autocast in calls:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # there is no GPU
+                torch.set_autocast_enabled(autocast or "cpu", autocast is not None)
+            function(argument)
+            torch.set_autocast_enabled(autocast or "cpu", False)
+    assert len(made) == len(calls)
+
+
+def test_each_rank_of_the_decoupled_program_captures_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr("torch.cuda.set_device", current.append)
+    monkeypatch.setattr(train_fabric_decoupled, "Fabric", lambda **arguments: None)
+    for device in (CPU, torch.device("cuda", 1)):
+        train_fabric_decoupled.fabric_on(device, DecoupledConfig())
+    assert current == [torch.device("cuda", 1)]
 
 
 def test_cuda_graphs_on_the_cpu_are_refused() -> None:

@@ -205,7 +205,7 @@ def say(text: str) -> None:
     """Prints for people; that nobody listens any more is no reason to end a run."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError:  # nobody reads any more, or the disk is full
         # Python's own end flushes again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -238,4 +238,7 @@ def test_a_run_is_resumed_by_one_process_at_a_time() -> None:
         program.process.terminate()
         program.end(within=30)
     assert second.returncode == 73
-    assert f"error: --resume: {folder} is in use by process {program.process.pid}; stop that first" in second.stderr
+    assert (
+        f"error: --resume: {folder.absolute()} is in use by process {program.process.pid}; stop that first"
+        in second.stderr
+    )

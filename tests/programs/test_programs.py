@@ -52,8 +52,8 @@ def test_the_bare_command_learns_custom_env_to_its_optimum() -> None:
     for line in (
         "CustomEnv-v0 after 999,424 steps",
         "return 198.97, from 198.97 to 198.97 in 10 episodes",
-        f"logs and agent   {folder}",
-        f"tensorboard --logdir {folder.parent}",
+        f"logs and agent   {folder.absolute()}",
+        f"tensorboard --logdir {folder.parent.absolute()}",
     ):
         assert output.count(line) == 1
     logged = scalars(folder)

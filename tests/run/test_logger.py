@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rl.distributed import Ranks
-from rl.run.logger import Averages, Episodes, Progress, TensorBoardWriter
+from rl.run.logger import Averages, Episodes, Progress, TensorBoardWriter, say
 
 
 def test_scalars_and_hyperparameters_are_in_one_event_file(tmp_path: Path) -> None:
@@ -76,3 +76,11 @@ def test_counts_are_sums_over_an_update_while_the_rest_are_means() -> None:
     for number in (3.0, 5.0):
         averages.add({"Count/episodes": torch.tensor(number), "Loss/policy_loss": number})
     assert averages.take() == {"Count/episodes": 8.0, "Loss/policy_loss": 4.0}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="is about a device of Linux")
+def test_a_full_disk_under_what_is_printed_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        say("one")
+        say("two")
