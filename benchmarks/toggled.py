@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rl.envs.episodes import SeededEpisodes
 from rl.envs.stepper import Stepper
@@ -30,13 +31,19 @@ def nothing(*_: Any, **__: Any) -> None:
     """In place of a check."""
 
 
+def bare_sum(agreement: Agreement, values: Tensor) -> Tensor:
+    """A sum with which nothing travels; the next one counts from here."""
+    agreement.num_played = agreement.played()
+    return agreement.ranks.sum(values)
+
+
 BARE = {
     (SeededEpisodes, "step"): lambda self, action: self.env.step(action),
     (Stepper, "_check"): nothing,
     (Stepper, "_remember"): nothing,
     (Stepper, "_guarded"): lambda self, call: call(),
     (Finite, "look"): lambda self, rollout: {"Count/bad_rows": torch.zeros((), device=rollout.reward.device)},
-    (Agreement, "sum"): lambda self, values: self.ranks.sum(values),
+    (Agreement, "sum"): bare_sum,
     (Agreement, "look"): nothing,
 }
 ORIGINALS = {place: getattr(*place) for place in BARE}

@@ -49,7 +49,7 @@ def command_line(main: Callable[[ConfigType], None], choices: Mapping[str, Confi
             sys.path.append(os.getcwd())  # launchers put the program's folder there alone
         if config.capture_video:
             # Frames are drawn to be kept: SDL need not look for a screen, and say "error: …" where there is none.
-            os.environ |= {name: "dummy" for name in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER") if name not in os.environ}
+            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
             check_video(config.env)
         if config.execution != "eager":
             keep_caches_private()

@@ -22,7 +22,7 @@ CACHES = {"__pycache__", ".mypy_cache", ".ruff_cache"}
 def variables() -> dict[str, str]:
     # torch's compiler leaves notes to itself there.
     set_by_others = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"}
-    set_by_others |= {"TRITON_CACHE_DIR", "SDL_VIDEODRIVER", "SDL_AUDIODRIVER"}  # settled for the whole process
+    set_by_others |= {"TRITON_CACHE_DIR", "SDL_VIDEODRIVER"}  # settled for the whole process
     set_by_others |= {"PYTORCH_NVML_BASED_CUDA_CHECK"}  # and Lightning there
     return {name: value for name, value in os.environ.items() if name not in set_by_others}
 

@@ -90,7 +90,7 @@ class _Blind(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls the function, unless its result depends on numbers."""
         by_mask = func is Tensor.__getitem__ and getattr(args[1], "dtype", None) == torch.bool
-        if func.__name__ in LOOKS or by_mask:
+        if getattr(func, "__name__", "") in LOOKS or by_mask:
             raise _LookedError(func.__name__)
         return func(*args, **(kwargs or {}))
 

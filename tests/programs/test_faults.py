@@ -69,7 +69,10 @@ def test_a_signal_ends_the_update_and_keeps_it(
     checkpoint = newest_checkpoint()
     update = read_checkpoint(checkpoint)["run"]["update"]
     assert program.process.returncode == code
-    assert f"stopped: {number.name} after update {update:,}" in error and f"the checkpoint is {checkpoint}" in error
+    assert (
+        f"stopped: {number.name} after update {update:,}" in error
+        and f"the checkpoint is {checkpoint.absolute()}" in error
+    )
     assert len(error.splitlines()) == 1
     exit_file = json.loads((checkpoint.parent.parent / "exit.json").read_text())
     assert exit_file["exit_code"] == code
