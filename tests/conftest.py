@@ -1,6 +1,7 @@
 """What every test is held to: it leaves nothing behind."""
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -41,10 +42,12 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.undo()
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    # Python keeps its resource tracker, once it has started one, until it ends itself.
-    assert [
-        child for child in psutil.Process().children(recursive=True) if "resource_tracker" not in str(child.cmdline())
-    ] == []
+    # Python keeps its resource tracker and its fork server, once it has started them, until it ends itself.
+    children = psutil.Process().children(recursive=True)
+    servers = [
+        c for c in children if c.ppid() == os.getpid() and re.search("resource_tracker|forkserver", str(c.cmdline()))
+    ]
+    assert [child for child in children if child not in servers] == []
     assert set(threading.enumerate()) <= threads
     assert set(os.listdir(ROOT)) - CACHES == files
     assert variables() == environment

@@ -1,5 +1,6 @@
 """Runs a function in several ranks, as real processes with a process group."""
 
+import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
@@ -12,10 +13,13 @@ import torch.multiprocessing as mp
 
 from rl.joining import leave_process_group
 
+# Ranks are forked from a process that has imported all this, which each of them would else take seconds for.
+multiprocessing.set_forkserver_preload(["torch._dynamo", "rl.run.run", "rl.exchange"])
+
 
 def in_ranks(function: Callable[..., Any], world_size: int, folder: Path, *args: Any) -> list[Any]:
     """What `function(*args)` returned in each rank (tensors, or containers of them)."""
-    mp.start_processes(_rank, (world_size, folder, function, args), nprocs=world_size, start_method="spawn")
+    mp.start_processes(_rank, (world_size, folder, function, args), nprocs=world_size, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
