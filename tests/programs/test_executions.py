@@ -7,14 +7,12 @@ import pytest
 import torch
 
 from tests.programs.launch import (
-    BIN,
     ROOT,
     agent_of,
     decoupled,
     fabric,
     run_folder,
     scalars,
-    start,
     succeeded,
     torchrun,
 )
@@ -54,9 +52,3 @@ def test_the_readmes_own_environment_is_learned(monkeypatch: pytest.MonkeyPatch,
     succeeded(fabric(*flags, "--total-timesteps", "400000", options=("--accelerator=cpu",)))
     returns = [value for _, value in scalars(run_folder("fabric_logs"))["Rewards/rew_avg"]]
     assert returns[0] < 70 < 90 < returns[-1]
-
-
-def test_captured_needs_a_gpu() -> None:
-    result = start(BIN / "python", ROOT / "train_torch.py", "--execution", "captured")
-    assert result.returncode == 2
-    assert "error: --execution captured: CUDA graphs need a GPU" in result.stderr
