@@ -9,7 +9,6 @@ import shutil
 import stat
 import subprocess
 import tempfile
-import zlib
 from pathlib import Path
 
 import torch
@@ -27,37 +26,28 @@ def compiler_missing(device: torch.device) -> str | None:
         # Triton builds what launches its kernels.
         compiler, language = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or "gcc", "C"
     else:
-        compiler, language = os.environ.get("CXX", "g++"), "C++"
-    words = shlex.split(compiler)
-    if not words or not shutil.which(words[0]):
+        compiler, language = cxx(), "C++"
+    if not shutil.which(compiler):
         return f"a {language} compiler ({compiler})"
-    return None if _works(tuple(words), language) else f"a {language} compiler that works ({compiler} does not)"
+    return None if _works(compiler, language) else f"a {language} compiler that works ({compiler} does not)"
+
+
+def cxx() -> str:
+    """The compiler that CXX names: of "ccache g++" the last word, since Inductor takes one, and has its own cache."""
+    words = [word for word in shlex.split(os.environ.get("CXX", "g++")) if not word.startswith("-")]
+    return words[-1] if words else ""
 
 
 @functools.cache
-def _works(words: tuple[str, ...], language: str) -> bool:
+def _works(compiler: str, language: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, "one.so")
-        command = [*words, "-x", language.lower(), "-shared", "-fPIC", "-o", str(library), "-"]
+        command = [compiler, "-x", language.lower(), "-shared", "-fPIC", "-o", str(library), "-"]
         try:
             subprocess.run(command, input=b"int one(void) { return 1; }\n", capture_output=True, check=True, timeout=60)
         except (OSError, subprocess.SubprocessError):
             return False
         return library.exists()
-
-
-@functools.cache
-def one_word(compiler: str) -> str:
-    """A C++ compiler of several words, such as "ccache g++", as the one program that Inductor wants."""
-    if len(shlex.split(compiler)) == 1:
-        return compiler
-    # Always the same one, whose name is in the keys of what is cached.
-    script = _private_folder() / f"c++{zlib.crc32(compiler.encode())}"
-    unfinished = script.with_name(f"{script.name}.{os.getpid()}")
-    unfinished.write_text(f'#!/bin/sh\nexec {compiler} "$@"\n')
-    unfinished.chmod(0o700)
-    unfinished.replace(script)
-    return str(script)
 
 
 def keep_caches_private() -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from torch import Tensor
 
-from rl.compilers import compiler_missing, one_word
+from rl.compilers import compiler_missing, cxx
 
 Mode = Literal["eager", "compiled", "captured"]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -86,7 +86,7 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
         "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
     }
     if "CXX" in os.environ:
-        options["cpp.cxx"] = (None, one_word(os.environ["CXX"]))
+        options["cpp.cxx"] = (None, cxx())
     return torch.compile(unique, fullgraph=True, dynamic=False, options=options)
 
 

@@ -1,6 +1,7 @@
 """Plays some steps with an environment, and says in one line what is wrong with it."""
 
 import copy
+import functools
 import traceback
 from collections.abc import Callable
 from numbers import Integral
@@ -17,7 +18,7 @@ from rl.envs.functional import TensorEnv, TensorEnvs
 from rl.envs.spaces import Spaces
 from rl.errors import UserError
 
-NUM_ENVS, NUM_EPISODES, NUM_STEPS = 5, 4, 12
+NUM_ENVS, NUM_EPISODES, NUM_STEPS = 5, 4, 10
 LOOKS = {"item", "tolist", "numpy", "equal", "allclose", "nonzero", "unique", "masked_select"}
 LOOKS |= {f"__{name}__" for name in ("bool", "float", "int", "index", "contains", "array")}
 TORCH = str(Path(torch.__file__).parent)
@@ -67,7 +68,7 @@ def _check_tensor_env(env: TensorEnv, name: str, device: torch.device) -> None:
             raise UserError(f"{name}.{attribute}: is {given}; must be a whole number, at least {least}")
     if device.type == "cuda" and not torch.cuda.is_available():
         device = torch.device("meta")  # of tensors without numbers, which do not mix with the CPU's either
-    envs = TensorEnvs(_Watched(env, name), NUM_ENVS, name).to(device)
+    envs = TensorEnvs(_Watched(env, name).stepped(), NUM_ENVS, name).to(device)
     actions = copy.deepcopy(env.action_space)
     actions.seed(0)
     start, dtype = (int(actions.start), torch.int64) if isinstance(actions, gym.spaces.Discrete) else (0, torch.float32)
@@ -95,94 +96,84 @@ class _Blind(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Watched(TensorEnv):
-    """A tensor environment whose functions are held to what they promise."""
+class _Watched:
+    """Holds the functions of a tensor environment to what they promise, wherever it is stepped."""
 
     def __init__(self, env: TensorEnv, name: str) -> None:
         """`name` is what messages call it."""
         self.env, self.name = env, name
-        self.observation_space, self.action_space = env.observation_space, env.action_space
-        self.max_episode_steps = env.max_episode_steps
-        self.initial_noise_size, self.transition_noise_size = env.initial_noise_size, env.transition_noise_size
 
-    def initial(self, noise: Tensor) -> Tensor:
-        """The environment's, of any shape."""
-        return self._call("initial", noise)
+    def stepped(self) -> TensorEnv:
+        """The environment, every function of which is watched."""
+        env = copy.copy(self.env)
+        for function in ("initial", "transition", "observation", "reward", "terminal"):
+            setattr(env, function, functools.partial(self._call, function))
+        return env
 
-    def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
-        """The environment's."""
-        return self._call("transition", state, action, noise, shape=state.shape[1:])
-
-    def observation(self, state: Tensor) -> Tensor:
-        """The environment's, within its space."""
-        space = self.observation_space
-        obs = self._call("observation", state, shape=space.shape)
-        low, high = (torch.as_tensor(bound, device=obs.device) for bound in (space.low, space.high))
-        # A little room for rounding; NaN is not within either.
-        within = (obs >= low - 1e-5 * (1 + low.abs())) & (obs <= high + 1e-5 * (1 + high.abs())) & obs.isfinite()
-        if not obs.is_meta and not within.all():
-            row, number = (~within).nonzero()[0].tolist()
-            what = f"gives {obs[row, number]:g} as number {number}"
-            raise self._wrong("observation", f"{what}; must be finite and within {low[number]:g} and {high[number]:g}")
-        return obs
-
-    def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        """The environment's, finite."""
-        reward = self._call("reward", state, action, next_state, shape=())
-        if not reward.is_meta and not reward.isfinite().all():
-            raise self._wrong("reward", f"gives {reward[~reward.isfinite()][0]:g}; must be finite numbers")
-        return reward
-
-    def terminal(self, state: Tensor) -> Tensor:
-        """The environment's."""
-        return self._call("terminal", state, shape=(), dtype=torch.bool)
-
-    def _call(self, name: str, *args: Tensor, shape: Any = None, dtype: torch.dtype | None = None) -> Tensor:
+    def _call(self, name: str, *args: Tensor) -> Tensor:
         """What a function gives; the same a second time, and to an environment alone."""
-        result, again = (self._once(name, *args, shape=shape, dtype=dtype) for _ in range(2))
+        result, again = self._once(name, *args), self._once(name, *args)
         if result.is_meta:
             return result
         if not torch.equal(result.nan_to_num(), again.nan_to_num()):
             raise self._wrong(name, "gives something else the second time; what is random must come from the noise")
         for n in (0, NUM_ENVS - 1):
-            alone = self._once(name, *(arg[n : n + 1] for arg in args), shape=result.shape[1:], dtype=result.dtype)
+            alone = self._once(name, *(arg[n : n + 1] for arg in args))
             if not torch.allclose(alone[0].double(), result[n].double(), rtol=1e-3, atol=1e-5, equal_nan=True):
                 given = f"{alone[0].tolist()} for an environment alone and {result[n].tolist()} among {NUM_ENVS}"
                 raise self._wrong(name, f"gives {given}; must treat each environment by itself")
+        if name == "observation":
+            self._check_within(result)
+        if name == "reward" and not result.isfinite().all():
+            raise self._wrong(name, f"gives {result[~result.isfinite()][0]:g}; must be finite numbers")
         return result
 
-    def _once(self, name: str, *args: Tensor, shape: Any, dtype: torch.dtype | None) -> Tensor:
+    def _once(self, name: str, *args: Tensor) -> Tensor:
         kept, generator = [arg.clone() for arg in args], torch.get_rng_state()
         try:
             with _Blind():
                 result = getattr(self.env, name)(*args)
         except Exception as error:
             looked = isinstance(error, _LookedError)
-            advice = f"looks at a number ({error}); torch.where instead of if" if looked else f"raised {_line(error)}"
-            raise self._wrong(name, f"{advice}, at {_place(error)}") from error
+            what = f"looks at a number ({error}); torch.where instead of if" if looked else f"raised {_line(error)}"
+            raise self._wrong(name, f"{what}, at {_place(error)}") from error
         if not torch.equal(torch.get_rng_state(), generator):
             raise self._wrong(name, "draws from torch's generator; what is random must come from the noise")
         for number, (arg, before) in enumerate(zip(args, kept, strict=True), 1):
             if not arg.is_meta and not torch.equal(arg.nan_to_num(), before.nan_to_num()):
                 raise self._wrong(name, f"changes its argument {number} in place; must leave it as it is")
-        self._check(name, result, args[0], shape, dtype)
+        self._check_form(name, result, args[0])
         return result  # type: ignore[no-any-return]
 
-    def _check(self, name: str, result: Any, like: Tensor, shape: Any, dtype: torch.dtype | None) -> None:
+    def _check_form(self, name: str, result: Any, like: Tensor) -> None:
         """Raises `UserError` for a wrong type, shape, dtype or device."""
         if not isinstance(result, Tensor):
             raise self._wrong(name, f"gives {type(result).__name__}; must be a tensor")
-        must = (len(like), *(result.shape[1:] if shape is None else shape))
-        if result.shape != must:
-            raise self._wrong(name, f"gives shape {tuple(result.shape)}; must be {must} with {len(like)} environments")
-        of_state = name in ("initial", "transition")
-        wanted = dtype or (like.dtype if of_state else None)
-        if result.dtype != wanted if wanted else not result.is_floating_point():
-            raise self._wrong(name, f"gives {result.dtype}; must be {wanted or 'floating-point'}")
+        of_one = {
+            "initial": result.shape[1:],
+            "transition": like.shape[1:],
+            "observation": self.env.observation_space.shape,
+        }
+        shape = (len(like), *of_one.get(name, ()))
+        if result.shape != shape:
+            raise self._wrong(name, f"gives shape {tuple(result.shape)}; must be {shape} with {len(like)} environments")
+        dtype = {"initial": like.dtype, "transition": like.dtype, "terminal": torch.bool}.get(name)
+        if result.dtype != dtype if dtype else not result.is_floating_point():
+            raise self._wrong(name, f"gives {result.dtype}; must be {dtype or 'floating-point'}")
         if result.device != like.device:
             raise self._wrong(
                 name, f"gives a tensor on {result.device}; must be on {like.device}, as its arguments are"
             )
+
+    def _check_within(self, obs: Tensor) -> None:
+        """Raises `UserError` for an observation outside of its space, but for rounding."""
+        space = self.env.observation_space
+        low, high = (torch.as_tensor(bound, device=obs.device) for bound in (space.low, space.high))
+        within = (obs >= low - 1e-5 * (1 + low.abs())) & (obs <= high + 1e-5 * (1 + high.abs())) & obs.isfinite()
+        if not within.all():
+            row, number = (~within).nonzero()[0].tolist()
+            what = f"gives {obs[row, number]:g} as number {number}"
+            raise self._wrong("observation", f"{what}; must be finite and within {low[number]:g} and {high[number]:g}")
 
     def _wrong(self, name: str, what: str) -> UserError:
         return UserError(f"{self.name}.{name}: {what}")
