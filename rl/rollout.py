@@ -103,14 +103,14 @@ class Collector:
 
     def collect(self, num_steps: int) -> Rollout:
         """The rollout [T, N, ...] of the next T steps."""
-        rows = []
+        rows, num_ignored = [], self.envs.num_ignored
         for noise in self.noise.at(self.num_steps, num_steps):
             decision = self.decide(self.obs, noise)
             step = self.envs.step(decision.action)
             rows.append(row(self.obs, decision, step))
             self.obs = step.obs
         self.num_steps = self.num_steps + num_steps
-        self.num_played += num_steps * self.envs.num_envs
+        self.num_played += num_steps * self.envs.num_envs - (self.envs.num_ignored - num_ignored)
         return Rollout(*map(torch.stack, zip(*rows, strict=True)))
 
 

@@ -98,6 +98,13 @@ MUTANTS = (
         "tests/programs/test_programs.py -k bare_command",
     ),
     Mutant(
+        "a step in which an environment only resets counts",
+        "rl/envs/stepper.py",
+        "self.num_ignored += self.num_envs - int(acted.sum())",
+        "self.num_ignored += 0",
+        "tests/test_rollout.py -k real_steps",
+    ),
+    Mutant(
         "the loss scale is not saved",
         "train_torch.py",
         ', "scaler": scaler}',

@@ -73,7 +73,6 @@ class Agreement:
         ranks: Ranks,
         requests: Requests,
         alike: Sequence[Tensor] = (),
-        *,
         played: Callable[[], int] = lambda: 0,
         num_steps: int = 0,
     ) -> None:

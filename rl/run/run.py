@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from signal import Signals
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -61,15 +61,10 @@ class Run:
         self.finite = Finite(config.env.env_id, ranks, self.device)
         self.episodes = Episodes()
         self.requests = Requests()
-        collector = state.own["collector"]
-        assert isinstance(collector, AnyCollector)
+        collector = cast(AnyCollector, state.own["collector"])
         self.resets = collector.envs.resets_in_next_step
         self.agreement = Agreement(
-            ranks,
-            self.requests,
-            state.alike,
-            played=lambda: collector.num_played - collector.envs.num_ignored,
-            num_steps=config.steps_per_update(),
+            ranks, self.requests, state.alike, lambda: collector.num_played, config.steps_per_update()
         )
         self.progress: Progress | None = None
         self.update = 0
@@ -146,9 +141,8 @@ class Run:
                 self.agreement.look()
             self.step += self.agreement.num_steps
             is_point = self.update % updates_per_point == 0 or self.update == 1 or self.fraction_done() >= 1
-            if is_point and not waits_for_nothing:
-                self.agreement.look()
             if is_point or waits_for_nothing:
+                self.agreement.look()
                 self.agreement.check(self.update)
             if is_point:
                 ended_at, compile_seconds = time.perf_counter(), self.execution.compile_seconds
