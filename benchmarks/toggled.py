@@ -33,7 +33,7 @@ def nothing(*_: Any, **__: Any) -> None:
 
 def bare_sum(agreement: Agreement, values: Tensor) -> Tensor:
     """A sum with which nothing travels; the next one counts from here."""
-    agreement.num_played = agreement.played()
+    agreement.num_played = agreement.collector.num_played if agreement.collector else 0
     return agreement.ranks.sum(values)
 
 

@@ -4,7 +4,7 @@ import functools
 import signal
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from rl.distributed import Ranks
 from rl.errors import DiskError, RanksError, StopError
+from rl.rollout import AnyCollector
 from rl.seeding import split_mix
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -73,15 +74,16 @@ class Agreement:
         ranks: Ranks,
         requests: Requests,
         alike: Sequence[Tensor] = (),
-        played: Callable[[], int] = lambda: 0,
+        collector: AnyCollector | None = None,
         num_steps: int = 0,
     ) -> None:
         """`alike` are the tensors that must be the same on all ranks; a single rank needs none.
 
-        `played` counts this rank's environment steps; `num_steps` is what all ranks take in an update, if none resets.
+        `collector` counts this rank's environment steps; `num_steps` is what all ranks take in an update, if none only
+        resets.
         """
         self.ranks = ranks
-        self.played, self.num_played, self.num_steps = played, played(), num_steps
+        self.collector, self.num_played, self.num_steps = collector, 0, num_steps
         self.requests = requests
         self.alike = alike
         self.memory = [memory(tensor) for tensor in alike if tensor.device.type == "cpu"]
@@ -92,7 +94,7 @@ class Agreement:
     def sum(self, values: Tensor) -> Tensor:
         """The elementwise sum of every rank's values, on every rank."""
         asked = self.requests
-        before, self.num_played = self.num_played, self.played()
+        before, self.num_played = self.num_played, self.collector.num_played if self.collector else 0
         self.told = [*(float(asked.stop == number) for number in STOPS), float(asked.save), float(asked.failed)]
         self.told.append(float(self.num_played - before))
         if self.ranks.size == 1:

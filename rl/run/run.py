@@ -63,13 +63,10 @@ class Run:
         self.requests = Requests()
         collector = cast(AnyCollector, state.own["collector"])
         self.resets = collector.envs.resets_in_next_step
-        self.agreement = Agreement(
-            ranks, self.requests, state.alike, lambda: collector.num_played, config.steps_per_update()
-        )
+        self.agreement = Agreement(ranks, self.requests, state.alike, collector, config.steps_per_update())
         self.progress: Progress | None = None
-        self.update = 0
+        self.update = self.step = 0
         self.seconds = 0.0
-        self.step = 0
         self.skipped_steps = 0.0
         self.best_return = -math.inf
         self.evaluation_seconds = 0.0
