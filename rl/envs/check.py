@@ -21,7 +21,7 @@ from rl.errors import UserError
 NUM_ENVS, NUM_EPISODES, NUM_STEPS = 5, 4, 10
 LOOKS = {"item", "tolist", "numpy", "equal", "allclose", "nonzero", "unique", "masked_select"}
 LOOKS |= {f"__{name}__" for name in ("bool", "float", "int", "index", "contains", "array")}
-TORCH = str(Path(torch.__file__).parent)
+TORCH = f"{Path(torch.__file__).parent}/"
 
 
 def check_env(

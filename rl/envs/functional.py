@@ -215,10 +215,8 @@ class TensorVectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Tensor]):
         given, space = torch.as_tensor(actions, device=self.envs.device), self.single_action_space
         must = (self.num_envs, *(space.shape or ()))
         if isinstance(space, gym.spaces.Discrete):
-            action, what = (
-                given.long() - int(space.start),
-                f"whole numbers from {space.start} to {space.start + space.n - 1}",
-            )
+            action = given.long() - int(space.start)
+            what = f"whole numbers from {space.start} to {space.start + space.n - 1}"
             right = not given.is_floating_point() and bool(((action >= 0) & (action < int(space.n))).all())
         else:
             action, what, right = given.float(), "numbers", not bool(given.isnan().any())
