@@ -105,6 +105,15 @@ def one_line(text: str, most: int = 300) -> str:
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
+def described(error: BaseException) -> str:
+    """An exception in one line, whatever its own text is."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(of which it cannot make a text)"
+    return one_line(f"{type(error).__name__}: {text}").removesuffix(":")
+
+
 class ExitFile:
     """How the run ended, in a file of its folder: launchers do not keep exit codes, and ranks need not repeat it."""
 

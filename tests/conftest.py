@@ -13,8 +13,11 @@ import torch
 import tqdm
 
 import rl  # noqa: F401 (registers CustomEnv-v0)
+from rl.envs.watchdog import watched
 from rl.errors import exit_file
 
+with watched(1, AssertionError):  # type: ignore[arg-type]
+    pass  # whose thread never ends either
 tqdm.tqdm.monitor_interval = 0  # torch's compiler uses tqdm, whose monitor is a thread that never ends
 ROOT = Path(__file__).parent.parent
 CACHES = {"__pycache__", ".mypy_cache", ".ruff_cache"}

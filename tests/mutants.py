@@ -226,8 +226,8 @@ MUTANTS = (
     Mutant(
         "running returns start again after a resume",
         "rl/envs/stepper.py",
-        'for name in ("running_return", "running_length", "resetting"):\n            getattr',
-        'for name in ("resetting",):\n            getattr',
+        'state["running_return"].numpy() * ~forgotten',
+        "0",
         "tests/run/test_resume.py -k same_bits",
     ),
     Mutant(

@@ -5,6 +5,7 @@ Each isolates one thing that an implementation can get wrong; the last two are a
 
 import os
 import signal
+import sys
 import time
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
 from rl.envs.classic import CartPole
-from rl.seeding import environment_seed
+from rl.seeding import environment_seed, evaluation_seed
 
 Obs = np.ndarray
 
@@ -170,6 +171,43 @@ class Dying(Failing):
         return np.zeros(1, np.float32)
 
 
+class Exiting(Failing):
+    """Takes itself for the program."""
+
+    def fail(self) -> Obs:
+        sys.exit(0)
+
+
+class Leaving(Failing):
+    """Ends its process as if all were well."""
+
+    def fail(self) -> Obs:
+        os._exit(0)
+
+
+class Breaking(Probe):
+    """Plays nothing again once it is broken."""
+
+    length = 1_000_000
+    broken = False
+
+    def observe(self) -> Obs:
+        if Breaking.broken and self.elapsed == 5:
+            raise ConnectionError("the simulator is gone")
+        return np.zeros(1, np.float32)
+
+
+class Stopped(Probe):
+    """Is asked to stop, by SIGTERM, when its run is evaluated."""
+
+    length = 1_000_000
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
+        if seed == environment_seed(evaluation_seed(1), 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().reset(seed=seed, options=options)
+
+
 class DictObs(Probe):
     """Sees several things."""
 
@@ -242,6 +280,10 @@ for probe, limit in (
     (WrongShape, None),
     (Hanging, None),
     (Dying, None),
+    (Exiting, None),
+    (Leaving, None),
+    (Breaking, None),
+    (Stopped, None),
     (EndlessReward, 5),
 ):
     gym.register(f"{probe.__name__}-v0", entry_point=probe, max_episode_steps=limit)

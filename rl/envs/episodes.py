@@ -1,10 +1,13 @@
 """A Gymnasium environment whose every episode has a seed of its own, so that it can be played again."""
 
+import contextlib
 import copy
 import signal
+import sys
 import time
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -12,14 +15,29 @@ import numpy as np
 from gymnasium.vector.async_vector_env import _async_worker
 from numpy.typing import NDArray
 
-from rl.joining import signal_at_parents_death
+from rl.envs.watchdog import progress
+from rl.errors import UserError, described, one_line
+from rl.joining import rank, signal_at_parents_death
 from rl.seeding import episode_seed
 
 EPISODES = 2**32  # of an environment, at the most
+FLAGS = frozenset((bool, np.bool_))
+NUMBERS = FLAGS | {float, int, np.float64, np.float32}
+# What it says in 40 lines of a process's error, an EpisodeError says in one.
+warnings.filterwarnings("ignore", r".*ERROR: ", UserWarning, r"gymnasium\.vector\.async_vector_env")
 
 
 class EpisodeError(Exception):
     """What an environment did wrong; it travels from its process to that of its rank."""
+
+
+def from_outside(error: BaseException) -> bool:
+    """Whether a signal's handler raised it, and not the environment that happened to run."""
+    if not isinstance(error, KeyboardInterrupt):
+        return isinstance(error, UserError)
+    handler = signal.getsignal(signal.SIGINT)
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return handler is signal.default_int_handler or getattr(handler, "__code__", None) is frame.f_code
 
 
 def seed_of(environment: int, episode: int) -> int:
@@ -41,6 +59,8 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         self.environment, self.episode, self.num_steps = 0, 0, 0
         self.history: Sequence[Any] = ()
         """The actions of the episode to play again."""
+        self.busy = False
+        progress()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts the next episode, or that of a `seed_of`."""
@@ -48,56 +68,121 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             (self.environment, self.episode + 1) if seed is None else divmod(seed, EPISODES)
         )
         self.num_steps = 0
+        self.busy = True
         try:
             if self.made_anew:
                 self.env.close()
                 self.env = gym.make(self.env.spec)  # type: ignore[arg-type]
-            obs, info = self.env.reset(seed=episode_seed(self.environment, self.episode), options=options)
-        except Exception as error:
-            raise self._raised(error) from error
-        self._check_shape(obs)
-        return obs, info
+            result = self.env.reset(seed=episode_seed(self.environment, self.episode), options=options)
+        except BaseException as error:
+            raise self._raised(error) from None
+        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
+            raise self.failed(f"gave {one_line(repr(result))} instead of an observation and a dictionary")
+        self._check_obs(result[0])
+        self.busy = False
+        progress()
+        return result
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Acts once."""
         self.num_steps += 1
+        self.busy = True
         try:
             result = self.env.step(action)
-        except Exception as error:
-            raise self._raised(error) from error
-        if getattr(result[0], "shape", None) != self.shape:  # an array's, at once
-            self._check_shape(result[0])
-        return result
+        except BaseException as error:
+            raise self._raised(error) from None
+        if not isinstance(result, tuple) or len(result) != 5 or not isinstance(result[4], dict):
+            what = "an observation, a reward, two truth values and a dictionary"
+            raise self.failed(f"gave {one_line(repr(result))} instead of {what}")
+        obs, reward, terminated, truncated, info = result
+        if type(obs) is not np.ndarray or obs.shape != self.shape or obs.dtype.kind not in "biuf":
+            self._check_obs(obs)
+        if type(reward) not in NUMBERS or type(terminated) not in FLAGS or type(truncated) not in FLAGS:
+            reward = self._number("reward", reward)
+            terminated, truncated = (
+                bool(self._number(name, value))
+                for name, value in (("terminated", terminated), ("truncated", truncated))
+            )
+        self.busy = False
+        progress()
+        return obs, reward, terminated, truncated, info
 
     def replay(self) -> Any:
-        """Plays the episode again up to where `history` ends: the last observation."""
-        obs, _ = self.reset(seed=seed_of(self.environment, self.episode))
-        for action in self.history:
-            obs, *_ = self.step(action)
+        """Plays the next action of `history`: the observation, or None where there is no further action."""
+        if self.num_steps < len(self.history):
+            return self.step(self.history[self.num_steps])[0]
         self.history = ()
-        return obs
+        return None
 
-    def _check_shape(self, obs: Any) -> None:
-        if np.shape(obs) != self.shape:
-            raise self._failed(f"gave an observation of shape {np.shape(obs)}; its space says {self.shape}")
+    def close(self) -> None:
+        """Closes the environment; one that raises has ended all the same."""
+        try:
+            super().close()
+        except BaseException as error:
+            if from_outside(error):
+                raise
+            if rank() == 0 and self.index == 0:
+                spec = getattr(self.env.spec, "id", "")
+                print(f"note: --env-id {spec}: close() raised {described(error)}", file=sys.stderr)
 
-    def _raised(self, error: Exception) -> EpisodeError:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return self._failed(f"raised {type(error).__name__}: {error} at {where.filename}:{where.lineno}")
-
-    def _failed(self, how: str) -> EpisodeError:
+    def failed(self, how: str) -> EpisodeError:
+        """What to raise, or to say, where this environment did something wrong."""
         seed = episode_seed(self.environment, self.episode)
         return EpisodeError(
             f"environment {self.index} {how}, at step {self.num_steps:,} of the episode that reset(seed={seed}) starts"
         )
 
+    def _check_obs(self, obs: Any) -> None:
+        try:
+            array = np.asarray(obs)
+        except Exception as error:
+            raise self._raised(error) from None
+        if array.shape != self.shape:
+            raise self.failed(f"gave an observation of shape {array.shape}; its space says {self.shape}")
+        if array.dtype.kind not in "biuf":
+            raise self.failed(f"gave an observation of {array.dtype}, {one_line(repr(obs))}; must be numbers")
 
-def worker(*args: Any) -> None:
+    def _number(self, name: str, value: Any) -> float:
+        array = np.asarray(value)
+        if array.size != 1 or array.dtype.kind not in "biuf":
+            raise self.failed(f"gave {one_line(repr(value))} for {name}; must be one number")
+        number: float = array.item()
+        return number
+
+    def _raised(self, error: BaseException) -> BaseException:
+        if from_outside(error):
+            return error
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return self.failed(f"raised {described(error)} at {where.filename}:{where.lineno}")
+
+
+def worker(
+    index: int, make: Callable[[], Any], pipe: Any, parent_pipe: Any, memory: Any, errors: Any, *rest: Any
+) -> None:
     """Gymnasium's process of one environment, deaf to what is meant for its rank, and gone when that is."""
     signal_at_parents_death(signal.SIGKILL)
     for asked in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(asked, signal.SIG_IGN)
-    _async_worker(*args)
+    try:
+        env = make()
+    except BaseException as error:
+        pipe.recv()  # what its rank asks first
+        errors.put((index, EpisodeError, f"environment {index} cannot be made: {described(error)}", ""))
+        pipe.send((None, False))
+        return
+    with contextlib.suppress(EOFError, OSError):  # where its rank has gone
+        _async_worker(index, lambda: env, pipe, parent_pipe, memory, errors, *rest)
+
+
+def how_ended(processes: Sequence[Any]) -> tuple[int, str]:
+    """Which of the environments' processes has ended, and how."""
+    for process in processes:
+        process.join(0.5)
+    codes = [(n, process.exitcode) for n, process in enumerate(processes) if not process.is_alive()]
+    n, code = codes[0] if codes else (0, None)
+    if code is None:
+        return n, "or of another does not answer"
+    return n, f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended with code {code}"
 
 
 PROBES, PROBE_STEPS = 3, 60

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rl.envs.watchdog import progress
+
 AnyVectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 PROBE_STEPS = 30
 
@@ -43,7 +45,11 @@ def snapshots_suffice(envs: AnyVectorEnv) -> bool:
 
 def _played(envs: AnyVectorEnv, actions: list[Any]) -> list[NDArray[Any]]:
     """All that the environments give at these actions."""
-    return [np.array(part) for action in actions for part in envs.step(action)[:4]]
+    seen = []
+    for action in actions:
+        seen += [np.array(part) for part in envs.step(action)[:4]]
+        progress()
+    return seen
 
 
 def _kept(value: Any) -> Any:

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from rl.envs.spaces import Spaces
+from rl.errors import one_line
 
 
 class Step(NamedTuple):
@@ -54,3 +56,14 @@ class Envs(Protocol):
 
     def close(self) -> None:
         """Ends what the environments keep running."""
+
+
+def wrong_types(result: Any, num_envs: int) -> str:
+    """What is wrong with what a batched class gave as a step of N environments; nothing if all is well."""
+    if not isinstance(result, tuple) or len(result) != 5 or not isinstance(result[4], dict):
+        return f"{one_line(repr(result))} instead of four arrays and a dictionary"
+    for name, part in zip(("observation", "reward", "terminated", "truncated"), result, strict=False):
+        array = np.asarray(part)
+        if array.dtype.kind not in "biuf" or array.shape[:1] != (num_envs,):
+            return f"numbers of type {array.dtype} and shape {array.shape} for {name}"
+    return ""

@@ -1,9 +1,9 @@
 """Steps Gymnasium's NumPy environments in tensors, and survives what they do wrong."""
 
 import atexit
-import multiprocessing
-import os
-from collections.abc import Callable, Mapping, Sequence
+import math
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -12,12 +12,13 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rl.envs.episodes import EpisodeError, seed_of
+from rl.envs.episodes import EpisodeError, from_outside, how_ended, seed_of
+from rl.envs.history import History
 from rl.envs.snapshot import AnyVectorEnv, restore, snapshot
 from rl.envs.spaces import Spaces
-from rl.envs.step import Step
-from rl.envs.watchdog import Watchdog
-from rl.errors import OneEnvError, UserError, report
+from rl.envs.step import Step, wrong_types
+from rl.envs.watchdog import trouble_of, watched
+from rl.errors import OneEnvError, UserError, described
 from rl.joining import rank
 from rl.seeding import environment_seed, episode_seed
 
@@ -36,9 +37,11 @@ class Stepper:
         *,
         seeded: bool = False,
         memory: Memory = "none",
-        timeout_seconds: float | None = None,
+        timeout_seconds: float = math.inf,
+        max_replay_steps: int = 100_000,
+        where: str = "the run",
     ) -> None:
-        """`seeded` says that every environment is a `SeededEpisodes`; without a timeout a step may take for ever.
+        """`seeded` says that every environment is a `SeededEpisodes`; `where` is what it is stepped for.
 
         Raises:
             UserError: An agent cannot act on the spaces, or nobody resets ended episodes.
@@ -60,16 +63,15 @@ class Stepper:
         self.running_length = np.zeros(self.num_envs)
         self.num_steps = 0
         self.zeros = np.zeros(self.num_envs * self.spaces.obs_size, np.float32)
-        # What brings seeded environments back: which episode each is in, and the actions [N, ...] of all steps since
-        # the oldest of these episodes began; environment n began its own with number began[n] of them.
+        # What brings seeded environments back: which episode each is in, and its actions.
         self.environment = np.zeros(self.num_envs, np.int64)
         self.episode = np.zeros(self.num_envs, np.int64)
-        self.actions: list[NDArray[Any]] = []
-        self.began = np.zeros(self.num_envs, np.int64)
+        self.history = History(env_id, self.num_envs, max_replay_steps)
+        self.batch_seed = 0  # of a batched class
         self.timeout_seconds = timeout_seconds
-        on_this_thread = not isinstance(envs, AsyncVectorEnv)
-        self.watchdog = Watchdog(timeout_seconds, self._end_hung) if timeout_seconds and on_this_thread else None
-        if not on_this_thread:
+        self.watched = watched(timeout_seconds, lambda: self._named(self._hung()))
+        self.where = where
+        if isinstance(envs, AsyncVectorEnv):
             # Before multiprocessing's own end, which would wait for them.
             atexit.register(self._kill)
 
@@ -89,12 +91,18 @@ class Stepper:
         return self._reset(None)
 
     def _reset(self, seed: list[int] | int | None) -> Tensor:
-        obs, _ = self._guarded(lambda: self.envs.reset(seed=seed))  # type: ignore[arg-type]
+        return self._tensor(self._first_obs(seed))
+
+    def _first_obs(self, seed: list[int] | int | None) -> NDArray[np.float32]:
+        self.batch_seed = seed if isinstance(seed, int) else self.batch_seed
         self.resetting[:] = False
-        self.running_return[:] = self.running_length[:] = 0
-        self.actions.clear()
-        self.began[:] = 0
-        return self._tensor(np.array(obs, np.float32))
+        self.running_return[:] = 0
+        self.running_length[:] = -1  # what goes wrong does so before the first step
+        obs = np.array(self._guarded(lambda: self.envs.reset(seed=seed))[0], np.float32)  # type: ignore[arg-type]
+        self.running_length[:] = 0
+        self._check(obs, obs, np.zeros(self.num_envs, np.float32))
+        self.history.clear()
+        return obs
 
     def step(self, action: Tensor) -> Step:
         """Acts once: actions [N] or [N, A] as the policy sampled them, put into the environment's terms here.
@@ -103,7 +111,11 @@ class Stepper:
             OneEnvError: An environment raised, hung, died, or gave what is no observation or no reward.
         """
         in_env = self.spaces.actions.to_env(action.cpu().numpy())
-        result = self._guarded(lambda: self._act(in_env))
+        if self.memory == "episodes":
+            self.history.add(in_env)
+        result = self._guarded(lambda: self.envs.step(in_env))
+        if not self.seeded and (wrong := wrong_types(result, self.num_envs)):
+            raise self._error(f"the batch of environments gave {wrong}{self._place()}")
         # All copies: an environment may write its next step over this one's arrays.
         obs = next_obs = np.array(result[0], np.float32)
         reward = np.array(result[1], np.float32)
@@ -137,7 +149,9 @@ class Stepper:
             self.resetting = ended
         self.running_return *= ~ended
         self.running_length *= ~ended
-        self._remember(in_env, ended, any_ended=any_ended)
+        if any_ended:
+            self.episode += ended
+            self.history.end(ended)
         self.num_steps += 1
         return step
 
@@ -147,10 +161,10 @@ class Stepper:
         return self
 
     def close(self) -> None:
-        """Closes the environments, their processes included."""
-        if self.watchdog:
-            self.watchdog.close()
-        self.envs.close()
+        """Closes the environments, their processes included; those that do not close are left, and it is said."""
+        if trouble := trouble_of(self.envs.close, self.timeout_seconds):
+            print(f"note: --env-id {self.env_id}: close() {trouble} (rank {rank()})", file=sys.stderr)
+            self._kill()
         atexit.unregister(self._kill)
 
     def state_dict(self) -> dict[str, Any]:
@@ -163,8 +177,7 @@ class Stepper:
             return {**state, "snapshot": snapshot(self.envs)}
         if self.memory == "none":
             return state
-        played = [[action[n] for action in self.actions[began:]] for n, began in enumerate(self.began)]
-        return {**state, "actions": [torch.from_numpy(np.array(actions)) for actions in played]}
+        return {**state, "actions": [torch.from_numpy(np.array(actions)) for actions in self.history.of_each()]}
 
     def load_state_dict(self, state: Mapping[str, Any], num_steps: int) -> Tensor | None:
         """Brings the environments back, after `num_steps` of the run: their observations [N, D], if they say them.
@@ -176,117 +189,101 @@ class Stepper:
         kept = "snapshot" if "snapshot" in state else "episodes" if "actions" in state else "none"
         if kept == "none" or kept != self.memory:
             self.episode += 1
-            places = list(zip(self.environment.tolist(), self.episode.tolist(), strict=True))
             # A batched class of its own takes one seed, and another than it has had.
-            return self._reset([seed_of(*place) for place in places] if self.seeded else episode_seed(*places[0]))
-        for name in ("running_return", "running_length", "resetting"):
-            getattr(self, name)[:] = state[name]
+            own = episode_seed(int(self.environment[0]), int(self.episode[0]))
+            return self._reset(self._places() if self.seeded else own)
         if self.memory == "snapshot":
-            restore(self.envs, state["snapshot"])
+            for name in ("running_return", "running_length", "resetting"):
+                getattr(self, name)[:] = state[name]
+            self._guarded(lambda: restore(self.envs, state["snapshot"]))
             return None
+        return self._tensor(self._replayed(state))
+
+    def _replayed(self, state: Mapping[str, Any]) -> NDArray[np.float32]:
+        """Plays the episodes again: the last observations; those whose actions are forgotten are new ones."""
         histories = [actions.numpy() for actions in state["actions"]]
-        longest = max(map(len, histories))
-        self.began[:] = [longest - len(history) for history in histories]
-        shape = next((history.shape[1:] for history in histories if len(history)), ())
-        dtype = next((history.dtype for history in histories if len(history)), np.dtype(np.int64))
-        aligned = np.zeros((longest, self.num_envs, *shape), dtype)
-        for n, history in enumerate(histories):
-            aligned[self.began[n] :, n] = history
-        self.actions = list(aligned)
-        self.envs.set_attr("environment", self.environment.tolist())  # type: ignore[attr-defined]
-        self.envs.set_attr("episode", self.episode.tolist())  # type: ignore[attr-defined]
-        self.envs.set_attr("history", histories)  # type: ignore[attr-defined]
-        # A long episode takes its time to be played again, in which nothing hangs.
-        return self._tensor(np.stack(self.envs.call("replay")).astype(np.float32))  # type: ignore[attr-defined]
+        lengths = np.array([len(history) for history in histories])
+        forgotten = (lengths < state["running_length"].numpy()) | (lengths > self.history.max_steps)
+        lengths[forgotten] = 0
+        histories = [history[:length] for history, length in zip(histories, lengths, strict=True)]
+        self.episode += forgotten
+        obs = self._first_obs(self._places())
+        self._guarded(lambda: self.envs.set_attr("history", histories))  # type: ignore[attr-defined]
+        for step in range(lengths.max()):
+            # One step of all at a time, for which there is as much time as for any.
+            self.running_length[:] = np.minimum(step, lengths)
+            for n, seen in enumerate(self._guarded(lambda: self.envs.call("replay"))):  # type: ignore[attr-defined]
+                obs[n] = obs[n] if seen is None else seen
+        self.running_return[:] = state["running_return"].numpy() * ~forgotten
+        self.running_length[:] = lengths
+        self.history.restore(histories)
+        return obs
 
-    def _act(self, actions: NDArray[Any]) -> tuple[Any, ...]:
-        if isinstance(self.envs, AsyncVectorEnv):
-            self.envs.step_async(actions)
-            return self.envs.step_wait(self.timeout_seconds)
-        return self.envs.step(actions)
-
-    def _remember(self, actions: NDArray[Any], ended: NDArray[np.bool_], *, any_ended: bool) -> None:
-        if self.memory == "episodes":
-            self.actions.append(actions)
-        if any_ended:
-            self.episode += ended
-            self.began[ended] = len(self.actions)
-        # Now and then what no running episode needs is forgotten: so rarely that it costs nothing.
-        if len(self.actions) % 1024 == 1023 and (unused := int(self.began.min())):
-            del self.actions[:unused]
-            self.began -= unused
+    def _places(self) -> list[int]:
+        pairs = zip(self.environment.tolist(), self.episode.tolist(), strict=True)
+        return [seed_of(environment, episode) for environment, episode in pairs]
 
     def _check(self, obs: NDArray[Any], next_obs: NDArray[Any], reward: NDArray[Any]) -> None:
         if obs.shape != (self.num_envs, self.spaces.obs_size):
-            expected = (self.num_envs, self.spaces.obs_size)
-            raise self._error(f"the environments gave observations of shape {obs.shape}; must be {expected}")
+            what = f"of shape {obs.shape}; must be {(self.num_envs, self.spaces.obs_size)}"
+            raise self._error(f"the environments gave observations {what}{self._place()}")
         # A product with 0 is 0, but of what is not finite: the fastest way to look at all numbers.
         total = np.dot(obs.reshape(-1), self.zeros) + np.dot(reward, self.zeros[: self.num_envs])
         if total == 0 and (next_obs is obs or np.dot(next_obs.reshape(-1), self.zeros) == 0):
             return
         good = np.isfinite(next_obs).all(-1) & np.isfinite(reward) & np.isfinite(obs).all(-1)
         n = int(good.argmin())
+        seen = next_obs[n]
         self.running_length[n] -= 1  # of the episode's steps before this one
+        if np.isfinite(seen).all() and np.isfinite(reward[n]):  # but the first observation of the next episode is not
+            seen = obs[n]
+            self.episode[n] += 1
+            self.running_length[n] = -1
         raise self._error(
-            f"environment {n} gave an observation or a reward that is not finite: {next_obs[n].tolist()},"
-            f" {reward[n]:g}{self._place([n])}"
+            f"environment {n} gave an observation or a reward that is not finite: {seen.tolist()},"
+            f" {reward[n]:g}{self._place(n)}"
         )
 
     def _guarded(self, call: Callable[[], Result]) -> Result:
         """What the environments return, or an error that names the one that did not."""
         try:
-            if self.watchdog is None:
+            with self.watched:
                 return call()
-            self.watchdog.start()
-            result = call()
-            self.watchdog.stop()
-            return result
         except EpisodeError as error:
             raise self._error(str(error)) from error
-        except multiprocessing.TimeoutError as error:
-            raise self._error(self._hung()) from error
-        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            raise self._error(self._died()) from error
-        except Exception as error:
-            raise self._error(f"the environments raised {type(error).__name__}: {error}") from error
+        except BaseException as error:
+            if from_outside(error):
+                raise
+            lost = self._processes() and isinstance(error, EOFError | BrokenPipeError | ConnectionResetError)
+            if not lost:
+                raise self._error(f"the environments raised {described(error)}{self._place()}") from error
+            n, how = how_ended(self._processes())
+            raise self._error(f"the process of environment {n} {how}{self._place(n)}") from error
 
     def _error(self, what: str) -> OneEnvError:
         self._kill()
-        return OneEnvError(f"--env-id {self.env_id}: {what} (rank {rank()}, step {self.num_steps + 1:,} of the run)")
+        return self._named(what)
+
+    def _named(self, what: str) -> OneEnvError:
+        place = f"rank {rank()}, step {self.num_steps + 1:,} of {self.where}"
+        return OneEnvError(f"--env-id {self.env_id}: {what} ({place})")
 
     def _hung(self) -> str:
+        how = f"has not answered for --env-timeout {self.timeout_seconds:g} s"
         if isinstance(self.envs, AsyncVectorEnv):
             waiting = [n for n, pipe in enumerate(self.envs.parent_pipes) if not pipe.poll(0)]
-        else:
-            # They are asked in turn: of those that have begun this step it is the last.
-            counts = [getattr(env, "num_steps", 0) for env in getattr(self.envs, "envs", [])]
-            waiting = [n for n, count in enumerate(counts) if count != self.running_length[n]][-1:]
-        which = f"environment {waiting[0]}" if waiting else "the batch of environments"
-        return f"{which} has not answered for --env-timeout {self.timeout_seconds:g} s{self._place(waiting)}"
+            return f"environment {waiting[0]} {how}{self._place(waiting[0])}" if waiting else how
+        busy = [env for env in getattr(self.envs, "envs", []) if getattr(env, "busy", False)]
+        return str(busy[0].failed(how)) if busy else f"the batch of environments {how}{self._place()}"
 
-    def _died(self) -> str:
-        for process in self._processes():
-            process.join(0.5)
-        dead = [(n, process.exitcode) for n, process in enumerate(self._processes()) if not process.is_alive()]
-        if not dead:
-            return "an environment's process does not answer"
-        n, code = dead[0]
-        how = f"was killed by signal {-code} (out of memory?)" if code and code < 0 else f"ended with code {code}"
-        return f"the process of environment {n} {how}{self._place([n])}"
-
-    def _place(self, environments: Sequence[int]) -> str:
-        if not environments:
-            return ""
-        n = environments[0]
-        environment, episode = int(self.environment[n]), int(self.episode[n])
-        which = f"the episode that reset(seed={episode_seed(environment, episode)}) starts"
-        return f", at step {int(self.running_length[n]) + 1:,} of {which if self.seeded else 'its episode'}"
-
-    def _end_hung(self) -> None:
-        """Ends this process, from another thread: nothing else ends a call that does not return."""
-        error = self._error(self._hung())
-        report(error)
-        os._exit(error.exit_code)
+    def _place(self, n: int | None = None) -> str:
+        which = f"the batch that reset(seed={self.batch_seed}) starts"
+        if n is None:
+            return "" if self.seeded else f", in {which}"
+        if self.seeded:
+            seed = episode_seed(int(self.environment[n]), int(self.episode[n]))
+            which = f"the episode that reset(seed={seed}) starts"
+        return f", at step {int(self.running_length[n]) + 1:,} of {which}"
 
     def _processes(self) -> list[Any]:
         return self.envs.processes if isinstance(self.envs, AsyncVectorEnv) else []

@@ -1,22 +1,30 @@
 """Makes the environments that the flags ask for."""
 
+import contextlib
 import importlib
 import math
+import multiprocessing
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
+import torch
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import RecordVideo
 
-from rl.envs.episodes import EpisodeError, SeededEpisodes, replayable, worker
+from rl.envs.episodes import EpisodeError, SeededEpisodes, from_outside, replayable, worker
 from rl.envs.functional import TENSOR_ENVS, TensorEnvs
 from rl.envs.snapshot import snapshots_suffice
 from rl.envs.spaces import Spaces
 from rl.envs.step import Envs
 from rl.envs.stepper import Memory, Stepper
-from rl.errors import EnvError, UserError, require
+from rl.envs.watchdog import watched
+from rl.errors import EnvError, UserError, described, require
 from rl.joining import rank
 
 ENV_ID = re.compile(r"([A-Za-z_][\w.]*:)?([A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
@@ -37,7 +45,9 @@ class EnvConfig:
     allow_import: bool = False
     """Let --env-id import a module, and so run its code."""
     env_timeout: float = 120.0
-    """Seconds that a step of the environments may take, before the run stops and names the one that hangs."""
+    """Seconds that an environment may take for an answer, before the run stops and names the one that hangs."""
+    max_replay_steps: int = 100_000
+    """Length up to which episodes are played again at --resume; in the place of a longer one a new one starts."""
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
@@ -55,6 +65,7 @@ class EnvConfig:
             f"imports, and so runs, the module {self.env_id.partition(':')[0]}; say --allow-import too if it may",
         )
         require(0 < self.env_timeout < math.inf, "--env-timeout", self.env_timeout, "must be a finite number above 0")
+        require(self.max_replay_steps >= 0, "--max-replay-steps", self.max_replay_steps, "must be at least 0")
         require(
             self.env_backend != "tensor" or self.vectorization == "auto",
             "--vectorization",
@@ -63,15 +74,45 @@ class EnvConfig:
         )
 
 
-def make_envs(config: EnvConfig, *, training: bool = False) -> Envs:
-    """The environments that the flags ask for; those for training are watched, and come back after a resume.
+@contextlib.contextmanager
+def making(config: EnvConfig) -> Iterator[None]:
+    """Watches a block that makes environments, puts torch's settings back after it, and names what goes wrong.
+
+    Raises:
+        UserError: There is no such environment.
+        EnvError: It cannot be made.
+    """
+    grad, dtype, num_threads = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+    prefix = f"--env-id {config.env_id}: "
+    hung = EnvError(f"{prefix}cannot be made: has not answered for --env-timeout {config.env_timeout:g} s")
+    try:
+        with watched(config.env_timeout, lambda: hung):
+            yield
+    except (gym.error.Error, ImportError) as error:
+        raise UserError(f"{prefix}{error}") from error
+    except EpisodeError as error:
+        raise EnvError(f"{prefix}{error}") from error
+    except BaseException as error:  # whatever a constructor raises
+        if from_outside(error):
+            raise
+        raise EnvError(f"{prefix}cannot be made: {described(error)}") from error
+    finally:
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(num_threads)
+
+
+def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = None) -> Envs:
+    """The environments that the flags ask for; those for training come back after a resume.
+
+    `film` is where to film the first episode, an .mp4 file; its folder gets it with `-episode-0` behind the name.
 
     Raises:
         UserError: There is no such environment, or an agent cannot act on it.
         EnvError: It cannot be made.
     """
     module, _, name = config.env_id.rpartition(":")
-    try:
+    with making(config):
         if module:
             importlib.import_module(module)
         if config.env_backend == "tensor":
@@ -79,16 +120,13 @@ def make_envs(config: EnvConfig, *, training: bool = False) -> Envs:
         native = config.vectorization == "auto" and gym.spec(name).vector_entry_point
         # Tried on one made here, where an error still has its cause.
         memory, made_anew = probed(name) if training and not native else ("none", False)
-        envs = gym.make_vec(name, num_envs=config.num_envs, **how_batched(config, native=bool(native)))
-    except (gym.error.Error, ImportError) as error:
-        raise UserError(f"--env-id {config.env_id}: {error}") from error
-    except EpisodeError as error:
-        raise EnvError(f"--env-id {config.env_id}: {error}") from error
-    except UserError:
-        raise
-    except Exception as error:  # whatever a constructor raises
-        raise EnvError(f"--env-id {config.env_id}: cannot be made: {type(error).__name__}: {error}") from error
-    try:
+        try:
+            envs = gym.make_vec(name, num_envs=config.num_envs, **how_batched(config, film, native=bool(native)))
+        except BaseException:
+            for process in multiprocessing.active_children():  # those of an AsyncVectorEnv that is not complete
+                if process.name.startswith("Worker<AsyncVectorEnv>"):
+                    process.kill()
+            raise
         if native:
             memory = "snapshot" if training and snapshots_suffice(envs) else "none"
         else:
@@ -100,11 +138,19 @@ def make_envs(config: EnvConfig, *, training: bool = False) -> Envs:
                 " run starts new episodes, so it is one like the uninterrupted run and not exactly that",
                 file=sys.stderr,
             )
-        timeout = config.env_timeout if training else None
-        return Stepper(envs, config.env_id, seeded=not native, memory=memory, timeout_seconds=timeout)
-    except UserError:
-        envs.close()
-        raise
+        try:
+            return Stepper(
+                envs,
+                config.env_id,
+                seeded=not native,
+                memory=memory,
+                timeout_seconds=config.env_timeout,
+                max_replay_steps=config.max_replay_steps,
+                where="the run" if training else "the evaluation",
+            )
+        except UserError:
+            envs.close()
+            raise
 
 
 def probed(name: str) -> tuple[Memory, bool]:
@@ -122,15 +168,22 @@ def probed(name: str) -> tuple[Memory, bool]:
         env.close()
 
 
-def how_batched(config: EnvConfig, *, native: bool) -> dict[str, Any]:
+def how_batched(config: EnvConfig, film: Path | None, *, native: bool) -> dict[str, Any]:
     """What `gymnasium.make_vec` has to be told beside the environment and how many."""
     if native:
         return {"vectorization_mode": None}
-    kwargs: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    # A film is not written while a step is watched.
+    kwargs: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP if film else AutoresetMode.SAME_STEP}
     if config.vectorization == "async":
         kwargs["worker"] = worker
     mode = "async" if config.vectorization == "async" else "sync"
-    return {"vectorization_mode": mode, "wrappers": (SeededEpisodes,), "vector_kwargs": kwargs}
+    how = {"vectorization_mode": mode, "vector_kwargs": kwargs, "wrappers": (SeededEpisodes,)}
+    if film is None:
+        return how
+    recorded = partial(
+        RecordVideo, video_folder=str(film.parent), episode_trigger=lambda n: n == 0, name_prefix=film.stem
+    )
+    return how | {"wrappers": (recorded, SeededEpisodes), "render_mode": "rgb_array"}
 
 
 def make_tensor_envs(env_id: str, num_envs: int) -> TensorEnvs:

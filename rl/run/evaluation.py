@@ -3,22 +3,22 @@
 import importlib.util
 import math
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
-import numpy as np
 import torch
-from gymnasium.wrappers import RecordVideo
 from numpy.typing import NDArray
 from torch import Tensor
 
 from rl.agent import Agent
 from rl.config import Config
 from rl.envs.step import Envs
-from rl.envs.stepping import EnvConfig, make_envs
-from rl.errors import UserError
+from rl.envs.stepper import Stepper
+from rl.envs.stepping import EnvConfig, make_envs, making
+from rl.errors import EnvError, UserError
 from rl.learners.learner import AnyLearner
 from rl.seeding import evaluation_seed
 
@@ -53,16 +53,14 @@ def evaluate(policy: Agent, envs: Envs, *, seed: int, max_steps: int, max_second
 
 def evaluate_run(config: Config[AnyLearner], policy: Agent, max_seconds: float = math.inf) -> Evaluation:
     """The evaluation that a run's flags ask for, on the device that its agent is on."""
-    envs = make_envs(replace(config.env, num_envs=config.eval_episodes, vectorization="sync"))
-    evaluation = evaluate(
-        policy,
-        envs.to(policy.critic.weight.device),
-        seed=evaluation_seed(config.seed),
-        max_steps=config.max_eval_steps,
-        max_seconds=max_seconds,
-    )
-    envs.close()
-    return evaluation
+    with closing(make_envs(replace(config.env, num_envs=config.eval_episodes, vectorization="sync"))) as envs:
+        return evaluate(
+            policy,
+            envs.to(policy.critic.weight.device),
+            seed=evaluation_seed(config.seed),
+            max_steps=config.max_eval_steps,
+            max_seconds=max_seconds,
+        )
 
 
 @torch.no_grad()
@@ -79,27 +77,19 @@ def act(policy: Agent, obs: NDArray[Any]) -> NDArray[Any]:
     return policy.spaces.actions.to_env(distribution.mode().cpu().numpy())
 
 
-def record_video(policy: Agent, config: EnvConfig, path: Path, *, seed: int, max_steps: int) -> None:
-    """Films one greedy episode into `path`, an .mp4 file."""
-    env = RecordVideo(
-        gym.make(config.env_id, render_mode="rgb_array"),
-        str(path.parent),
-        episode_trigger=lambda _: True,
-        name_prefix=path.stem,
-        disable_logger=True,
-    )
-    obs, _ = env.reset(seed=seed)
-    for _ in range(max_steps):
-        obs, _, terminated, truncated, _ = env.step(act(policy, np.asarray(obs)))
-        if terminated or truncated:
-            break
-    env.close()  # type: ignore[no-untyped-call]
-    # RecordVideo names the file after the episode's number, which is always 0 here.
+def record_video(policy: Agent, config: EnvConfig, path: Path, *, seed: int, max_steps: int) -> float:
+    """Films the first of the greedy episodes that `evaluate` plays by this seed into `path`, an .mp4: its return."""
+    one = replace(config, num_envs=1, vectorization="sync", env_backend="gymnasium")
+    with closing(make_envs(one, film=path)) as envs:
+        evaluation = evaluate(policy, envs.to(policy.critic.weight.device), seed=seed, max_steps=max_steps)
+        cast(Stepper, envs).envs.call("stop_recording")  # type: ignore[attr-defined]
+    # RecordVideo names the file after the episode's number.
     path.with_name(f"{path.stem}-episode-0.mp4").rename(path)
+    return evaluation.total_return.item()
 
 
 def film_run(config: Config[AnyLearner], policy: Agent, path: Path) -> None:
-    """Films one greedy episode of those that evaluate a run."""
+    """Films the first of the greedy episodes that evaluate a run; of tensors, one of Gymnasium's by the same id."""
     seed, max_steps = evaluation_seed(config.seed), config.max_eval_steps
     record_video(policy, config.env, path, seed=seed, max_steps=max_steps)
 
@@ -109,11 +99,12 @@ def check_video(config: EnvConfig) -> None:
     if importlib.util.find_spec("moviepy") is None:
         raise UserError("--capture-video: needs moviepy; install it with: pip install -e '.[video]'")
     try:
-        if "rgb_array" not in gym.make(config.env_id).metadata.get("render_modes", []):
-            raise UserError(f"--capture-video: {config.env_id} cannot draw itself (render_mode rgb_array)")
-        env = gym.make(config.env_id, render_mode="rgb_array")
-        env.reset()
-        env.render()
-        env.close()
-    except gym.error.Error as error:
-        raise UserError(f"--capture-video with --env-id {config.env_id}: {error}") from error
+        with making(config):
+            if "rgb_array" not in gym.make(config.env_id).metadata.get("render_modes", []):
+                raise UserError(f"--capture-video: {config.env_id} cannot draw itself (render_mode rgb_array)")
+            env = gym.make(config.env_id, render_mode="rgb_array")
+            env.reset()
+            env.render()
+            env.close()
+    except EnvError as error:
+        raise EnvError(f"--capture-video with {error}") from error

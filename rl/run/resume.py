@@ -25,6 +25,7 @@ FIXED = [
 FREE = {field.name for field in fields(Keep)} | {
     "rank_timeout",
     "env_timeout",
+    "max_replay_steps",
     "allow_import",
     "vectorization",
     "log_dir",

@@ -1,5 +1,7 @@
 """Greedy episodes: one a piece, whole, reproducible; and films of them."""
 
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -9,9 +11,10 @@ import pytest
 import torch
 
 from rl.agent import Agent, Network
+from rl.config import CONFIGS
 from rl.envs.stepping import EnvConfig, make_envs
-from rl.run.evaluation import Evaluation, act, evaluate, record_video
-from rl.seeding import environment_seed
+from rl.run.evaluation import Evaluation, act, evaluate, evaluate_run, record_video
+from rl.seeding import environment_seed, evaluation_seed
 
 
 class Balancer(Agent):
@@ -62,6 +65,16 @@ def test_evaluation_depends_on_its_seed_alone() -> None:
     config = EnvConfig("Pendulum-v1", 3, "sync")
     first, again, other = (evaluate_on(config, seed=seed).total_return for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_the_film_is_of_the_first_episode_that_evaluates_a_run(tmp_path: Path) -> None:
+    config = replace(CONFIGS["reinforce"], env=EnvConfig("CartPole-v1", 4), eval_episodes=6)
+    with closing(make_envs(config.env)) as envs:
+        policy = Agent(envs.spaces, Network(ortho_init=False))
+    returns = evaluate_run(config, policy).total_return.tolist()
+    filmed = record_video(policy, config.env, tmp_path / "film.mp4", seed=evaluation_seed(config.seed), max_steps=500)
+    assert filmed == returns[0] and len(set(returns)) > 1
+    assert len(imageio.v3.imread(tmp_path / "film.mp4")) in (filmed, filmed + 1)
 
 
 def test_a_video_shows_the_episode(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What goes wrong inside a process: said in one line, with the right exit code, and the last checkpoint intact."""
 
 import errno
+import json
 import os
 import signal
 import time
@@ -22,7 +23,7 @@ from rl.distributed import Ranks
 from rl.errors import RanksError, StopError
 from rl.run.checkpoint import read_checkpoint, write_checkpoint
 from rl.run.requests import Agreement, Requests, crc, memory, weighted_sum
-from tests import probes  # noqa: F401 (registers them)
+from tests import probes
 from tests.ranks import in_ranks
 
 FLAGS = ["--num-envs", "2", "--num-steps", "32", "--hidden-size", "16", "--eval-episodes", "1"]
@@ -49,7 +50,9 @@ def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
         ("Raising-v0", "", "environment 1 raised ZeroDivisionError: integer division or modulo by zero at "),
         ("Raising-v0", "--vectorization async", "environment 1 raised ZeroDivisionError: integer division or modulo "),
         ("WrongShape-v0", "", "environment 1 gave an observation of shape (2,); its space says (1,), at step 70 of"),
-        ("Hanging-v0", "--env-timeout 1 --vectorization async", "environment 1 has not answered for --env-timeout 1 s"),
+        ("Exiting-v0", "", "environment 1 raised SystemExit: 0 at "),
+        ("Exiting-v0", "--vectorization async", "environment 1 raised SystemExit: 0 at "),
+        ("Leaving-v0", "--vectorization async", "the process of environment 1 ended with code 0, at step 70 of"),
         ("Dying-v0", "--vectorization async", "the process of environment 1 was killed by signal 9 (out of memory?)"),
     ],
 )
@@ -70,6 +73,30 @@ def test_an_environment_that_cannot_be_made_keeps_its_own_reason(
     assert train(monkeypatch, "--env-id", "Broken-v0", "--vectorization", "async") == 71
     assert errors(capsys) == ["error: --env-id Broken-v0: cannot be made: RuntimeError: no licence"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_episode_that_cannot_be_played_again_ends_the_resume_with_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(monkeypatch, "--env-id", "Breaking-v0", "--total-timesteps", "128") == 0
+    (folder,) = Path("logs/torch_logs").iterdir()
+    monkeypatch.setattr(probes.Breaking, "broken", True)
+    monkeypatch.setattr("rl.envs.stepping.probed", lambda name: ("episodes", False))
+    assert train(monkeypatch, "--resume", str(folder), "--total-timesteps", "256") == 71
+    (line,) = errors(capsys)
+    assert "environment 0 raised ConnectionError: the simulator is gone at " in line
+    assert ", at step 5 of the episode that reset(seed=" in line
+    assert json.loads((folder / "exit.json").read_text())["exit_code"] == 71
+
+
+def test_a_stop_in_the_final_evaluation_is_no_failure_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(monkeypatch, "--env-id", "Stopped-v0", "--vectorization", "sync", "--total-timesteps", "128") == 143
+    assert "stopped: SIGTERM, outside of the updates" in capsys.readouterr().err
+    (folder,) = Path("logs/torch_logs").iterdir()
+    assert json.loads((folder / "exit.json").read_text())["exit_code"] == 143
+    assert read_checkpoint(folder / "last.ckpt")["run"]["update"] == 2
 
 
 def failing_writes(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
