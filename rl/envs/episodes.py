@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import signal
 import sys
 import time
@@ -29,6 +30,12 @@ warnings.filterwarnings("ignore", r".*ERROR: ", UserWarning, r"gymnasium\.vector
 
 class EpisodeError(Exception):
     """What an environment did wrong; it travels from its process to that of its rank."""
+
+
+@functools.cache
+def note(text: str) -> None:
+    """Says something, once."""
+    print(text, file=sys.stderr)
 
 
 def from_outside(error: BaseException) -> bool:
@@ -122,8 +129,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             if from_outside(error):
                 raise
             if rank() == 0 and self.index == 0:
-                spec = getattr(self.env.spec, "id", "")
-                print(f"note: --env-id {spec}: close() raised {described(error)}", file=sys.stderr)
+                note(f"note: --env-id {getattr(self.env.spec, 'id', '')}: close() raised {described(error)}")
 
     def failed(self, how: str) -> EpisodeError:
         """What to raise, or to say, where this environment did something wrong."""

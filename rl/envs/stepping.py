@@ -23,7 +23,7 @@ from rl.envs.snapshot import snapshots_suffice
 from rl.envs.spaces import Spaces
 from rl.envs.step import Envs
 from rl.envs.stepper import Memory, Stepper
-from rl.envs.watchdog import watched
+from rl.envs.watchdog import progress, watched
 from rl.errors import EnvError, UserError, described, require
 from rl.joining import rank
 
@@ -91,7 +91,7 @@ def making(config: EnvConfig) -> Iterator[None]:
     except (gym.error.Error, ImportError) as error:
         raise UserError(f"{prefix}{error}") from error
     except EpisodeError as error:
-        raise EnvError(f"{prefix}{error}") from error
+        raise EnvError(f"{prefix}{error} (rank {rank()}, before the run)") from error
     except BaseException as error:  # whatever a constructor raises
         if from_outside(error):
             raise
@@ -115,6 +115,7 @@ def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = 
     with making(config):
         if module:
             importlib.import_module(module)
+            progress()
         if config.env_backend == "tensor":
             return make_tensor_envs(name, config.num_envs)
         native = config.vectorization == "auto" and gym.spec(name).vector_entry_point

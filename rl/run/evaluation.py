@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor

@@ -370,6 +370,14 @@ def test_an_environment_whose_process_cannot_make_it_keeps_its_reason(capfd: pyt
     assert capfd.readouterr().err == ""
 
 
+def test_what_goes_wrong_before_the_run_names_seed_and_rank_too() -> None:
+    Odd.do = staticmethod(lambda: throw(SystemExit(0)))
+    with pytest.raises(
+        EnvError, match=r"environment 0 raised SystemExit: 0 at .*, at step 3 .* starts \(rank 0, before"
+    ):
+        make_envs(EnvConfig("Odd-v0", num_envs=1, vectorization="sync"), training=True)
+
+
 def test_too_few_open_files_are_one_line() -> None:
     def body() -> None:
         num_open = len(os.listdir("/proc/self/fd"))

@@ -9,6 +9,7 @@ import torch
 
 from rl.envs.history import History
 from rl.envs.stepping import EnvConfig, make_envs
+from rl.errors import UserError
 from rl.seeding import environment_seed
 from tests.probes import Obs, Probe
 
@@ -103,3 +104,8 @@ def test_a_new_episode_starts_in_the_place_of_one_that_is_too_long_and_the_other
     assert shorter.state_dict()["running_length"].tolist() == [0, 0]
     for each in (envs, again, shorter):
         each.close()
+
+
+def test_a_negative_length_is_refused() -> None:
+    with pytest.raises(UserError, match="--max-replay-steps -1: must be at least 0"):
+        EnvConfig(max_replay_steps=-1).check()
