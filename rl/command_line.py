@@ -20,8 +20,7 @@ from rl.distributed import choose_threads
 from rl.errors import USAGE_ERROR, CheckpointError, UserError, let_rank_0_speak, reported, require
 from rl.joining import end_with_launcher, rank, take_slurm_ranks, unset_variables
 from rl.run.evaluation import check_video
-from rl.run.folder import find_checkpoint
-from rl.run.resume import check_goes_on, config_of, is_complete
+from rl.run.resume import check_goes_on, config_of, find_checkpoint, is_complete
 
 ConfigType = TypeVar("ConfigType", bound=Config[Any])
 
@@ -39,6 +38,7 @@ def command_line(main: Callable[[ConfigType], None], choices: Mapping[str, Confi
             raise UserError(f"RANK or WORLD_SIZE is set and {', '.join(missing)} not; a launcher sets all, or none")
         check_versions()
         note_repeated(sys.argv[1:])
+        os.umask(os.umask(0o022) | 0o022)  # others may read what a run leaves at the most
         config, going_on = read_flags(sys.argv[1:], choices, program)
         config.check()
         if going_on is not None:

@@ -132,7 +132,9 @@ class ExitFile:
         if self.path is not None and not self.path.exists():
             unfinished = self.path.with_name(f".exit{rank()}.tmp")
             with contextlib.suppress(OSError):
-                unfinished.write_text(json.dumps({"exit_code": exit_code, "rank": rank(), "message": message}))
+                unfinished.unlink(missing_ok=True)
+                with unfinished.open("x") as file:  # which follows no link
+                    file.write(json.dumps({"exit_code": exit_code, "rank": rank(), "message": message}))
                 unfinished.replace(self.path)
 
     def said(self) -> int | None:
@@ -147,9 +149,9 @@ def how_ended(folder: Path) -> tuple[int, str] | None:
     """The exit code and the last words of the run of a folder, if it could say them."""
     try:
         said = json.loads((folder / "exit.json").read_text())
-    except (OSError, ValueError):
+        return int(said["exit_code"]), str(said["message"])
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):  # whatever else may be there
         return None
-    return said["exit_code"], said["message"]
 
 
 @contextlib.contextmanager

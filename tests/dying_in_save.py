@@ -14,11 +14,12 @@ fsync = os.fsync
 def dying_fsync(file: Any) -> None:
     """Writes half of it to the disk."""
     global written
-    if os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}").endswith(".tmp"):
+    number = file if isinstance(file, int) else file.fileno()
+    if os.readlink(f"/proc/self/fd/{number}").endswith(".ckpt.tmp"):
         written += 1
         first_attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
         if first_attempt and written == int(os.environ["CHAOS_DIES_IN_SAVE"]):
-            os.ftruncate(file.fileno(), os.fstat(file.fileno()).st_size // 2)
+            os.ftruncate(number, os.fstat(number).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
     fsync(file)
 

@@ -9,36 +9,72 @@ import io
 import os
 import re
 import struct
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from numpy.typing import NDArray
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+from typing_extensions import TypedDict
 
 from rl.agent import Agent, Network
 from rl.envs.spaces import Spaces
-from rl.errors import CheckpointError
+from rl.errors import CheckpointError, UserError
 from rl.run.evaluation import act
 
 FORMAT = 1  # of what a checkpoint holds; to be raised with every change that older programs cannot read
 _COMMENT_SIZE = len(b"sha256 ") + 64
+MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError, UserError)
+"""What the use of values from elsewhere may raise."""
+
+
+class Progress(TypedDict):
+    """How far a run is."""
+
+    update: int
+    step: int
+    fraction: float  # that the last update's learning rate was of
+    complete: bool
+    best_return: float
+
+
+class Content(TypedDict):
+    """What a checkpoint holds."""
+
+    format: int
+    agent: dict[str, torch.Tensor]
+    spaces: dict[str, Any]
+    config: dict[str, Any]
+    learner: str
+    num_players: int
+    torch: str
+    run: Progress
+    ranks: list[torch.Tensor]  # every rank's state as bytes
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes tensors, numbers and containers of them; whenever the machine stops, `path` is what it was or all new.
+    """Writes tensors, numbers and containers of them, as `write_whole` does."""
+    write_whole(path, packed(content))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file; whenever the machine stops, `path` is what it was or all new. No link is followed.
 
     Raises:
         OSError: It cannot be written; what stood there before still does.
     """
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
-        with unfinished.open("wb") as file:
-            file.write(packed(content))
+        unfinished.unlink(missing_ok=True)
+        with unfinished.open("xb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-    except OSError:
+    except BaseException:  # a stop is one
         unfinished.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
@@ -74,15 +110,71 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         what = "is damaged: its SHA-256 digest is another" if comment.startswith(b"sha256 ") else "is not whole"
         raise CheckpointError(f"{path}: {what}, or this is no checkpoint of this program")
     try:
-        content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a foreign archive makes of the restricted loader
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        among = f", among them {named[1]}" if named else ""
-        raise CheckpointError(f"{path}: holds more than tensors and numbers{among}; it is not loaded") from None
+        content = _load(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}; it is not loaded") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise CheckpointError(f"{path}: has format {found}; this version of the program reads format {FORMAT}")
+    try:
+        check_type(content, Content, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+    except TypeCheckError as error:
+        raise CheckpointError(f"{path}: is no checkpoint of this version of the program: {brief(error)}") from None
     return content
+
+
+def _load(data: bytes) -> dict[str, Any]:
+    """What `torch.save` made these bytes of; executes nothing, and takes about as much memory as the bytes do.
+
+    Raises:
+        CheckpointError: It would take more, or is anything else.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            records = archive.infolist()
+        if any(r.compress_type != zipfile.ZIP_STORED for r in records) or sum(r.file_size for r in records) > len(data):
+            raise CheckpointError("is compressed, as no checkpoint of this program is")
+        content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        for name, tensor in tensors_of(content):
+            if tensor.device.type != "cpu" or tensor.numel() * tensor.element_size() > len(data):
+                raise CheckpointError(f"{name} is larger than the file")
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a foreign archive makes of the restricted loader
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        among = f", among them {named[1]}" if named else ""
+        raise CheckpointError(f"holds more than tensors and numbers{among}") from None
+    return content
+
+
+def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in nested containers, with where they are."""
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    elif isinstance(value, Mapping | list | tuple):
+        for name, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from tensors_of(part, f"{path}/{name}" if path else str(name))
+
+
+def check_finite(tensors: Any) -> None:
+    """Raises `CheckpointError` for a number that no run could have kept."""
+    for name, tensor in tensors_of(tensors):
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{name} of the checkpoint is not finite; take an older one")
+
+
+def check_types(dataclass: Any) -> None:
+    """Raises `TypeCheckError` where a field of a dataclass, or of one in it, is not what its annotation says."""
+    hints = get_type_hints(type(dataclass))
+    for field in fields(dataclass):
+        value = getattr(dataclass, field.name)
+        check_types(value) if is_dataclass(value) else check_type(value, hints[field.name])
+
+
+def brief(error: Exception) -> str:
+    """An error in one line."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return " ".join(f"{kind}{error}".split())[:200]
 
 
 def to_bytes(state: Mapping[str, Any]) -> torch.Tensor:
@@ -94,15 +186,31 @@ def to_bytes(state: Mapping[str, Any]) -> torch.Tensor:
 
 def from_bytes(data: torch.Tensor) -> dict[str, Any]:
     """The state whose bytes these are; of a checkpoint that has been checked, never of the network."""
-    state: dict[str, Any] = torch.load(io.BytesIO(data.numpy().tobytes()), map_location="cpu", weights_only=True)
-    return state
+    return _load(data.numpy().tobytes())
 
 
 def agent_of(content: Mapping[str, Any]) -> Agent:
-    """The agent of a checkpoint's content, on the CPU."""
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and overwritten
-        agent = Agent(Spaces.from_dict(content["spaces"]), Network(**content["config"]["network"]))
-    agent.load_state_dict(content["agent"])
+    """The agent of a checkpoint's content, on the CPU, in the precision that the run kept it in.
+
+    Raises:
+        CheckpointError: Its weights are not finite, or not those of the network that the flags describe.
+    """
+    try:
+        spaces, network = Spaces.from_dict(content["spaces"]), Network(**content["config"]["network"])
+        check_types(spaces)
+        check_types(network)
+        network.check()
+        if network.hidden_layers > len(content["agent"]):
+            raise ValueError(f"{network.hidden_layers} hidden layers")
+        with torch.device("meta"):  # sizes alone: whatever the flags say, no memory is taken
+            agent = Agent(spaces, replace(network, ortho_init=False))
+        agent.load_state_dict(content["agent"], assign=True)
+        dtype = torch.bfloat16 if content["config"]["precision"] == "bf16-true" else torch.float32
+        if any(tensor.dtype != dtype for tensor in content["agent"].values()):
+            raise TypeError(f"weights that are not {dtype}")
+    except (*MISFITS, TypeCheckError) as error:
+        raise CheckpointError(f"the agent and the flags of the checkpoint do not fit: {brief(error)}") from None
+    check_finite(content["agent"])
     return agent
 
 

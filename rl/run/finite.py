@@ -74,4 +74,4 @@ class Finite:
             )
 
 
-ADVICE = "try a lower --learning-rate, or smaller rewards. The weights have not seen it"
+ADVICE = "try a lower --learning-rate, or smaller rewards"

@@ -184,7 +184,7 @@ class Episodes:
         """Counts further episodes, and forgets old ones where a hundred are left without them."""
         self.number += number
         self.recent.append((number, mean_return))
-        while sum(n for n, _ in self.recent) - self.recent[0][0] >= 100:
+        while self.num_recent() - self.recent[0][0] >= 100:
             self.recent.popleft()
 
     def state_dict(self) -> dict[str, Any]:
@@ -198,7 +198,11 @@ class Episodes:
     def mean_return(self) -> float:
         """Of the last hundred, or a few more that ended together with them; not a number if there was none."""
         total = sum(number * value for number, value in self.recent)
-        return total / number if (number := sum(n for n, _ in self.recent)) else float("nan")
+        return total / number if (number := self.num_recent()) else float("nan")
+
+    def num_recent(self) -> int:
+        """How many those are: all that ended in the update of the hundredth are among them."""
+        return sum(number for number, _ in self.recent)
 
 
 def say(text: str) -> None:

@@ -1,7 +1,6 @@
 """What is kept of a run, and what is told of it; it knows nothing of learning."""
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -25,13 +24,15 @@ from rl.rollout import AnyCollector, Rollout
 from rl.run.checkpoint import FORMAT
 from rl.run.evaluation import Evaluation, evaluate_run, film_run
 from rl.run.finite import Finite
-from rl.run.folder import BEST, LAST, RunFolder
+from rl.run.folder import BEST, LAST, PERIODIC, RunFolder
 from rl.run.logger import Averages, Episodes, Guarded, Logger, Progress, say
 from rl.run.requests import MAX_FAILED_WRITES, Agreement, Requests
-from rl.run.state import State, Stateful
+from rl.run.resume import note_learning_rate
+from rl.run.state import State, Stateful, restore_counters
 from rl.run.summary import summary
 
 MAX_LOG_POINTS = 1000  # of a run: to log an update takes a millisecond, and small updates take little more
+KEPT = ("update", "seconds", "unlogged_seconds", "step", "skipped_steps", "evaluation_seconds")  # what `Run` counts
 MAX_EVALUATION_SHARE = 0.01  # of the run's time, for evaluations at checkpoints
 
 
@@ -68,6 +69,7 @@ class Run:
         self.update = self.step = 0
         self.seconds = 0.0
         self.skipped_steps = 0.0
+        self.unlogged_seconds, self.logged_at, self.fraction = 0.0, 0.0, 0.0
         self.best_return = -math.inf
         self.evaluation_seconds = 0.0
         self.failed_writes = 0
@@ -79,9 +81,10 @@ class Run:
         if self.folder.checkpoint is not None:
             self.state.load(self.folder.checkpoint["ranks"], self.everyone)
             self.best_return = self.folder.checkpoint["run"]["best_return"]
+            note_learning_rate(self.folder.checkpoint, self.config, self.fraction_done())
         if rank() == 0:
             self.progress = Progress(self.config.last_step(), self.config.report_episodes, self.step)
-            (self.folder.path / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2))
+            self.folder.go_on(self.config)
         self.requests.__enter__()
         return self
 
@@ -95,18 +98,16 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         """How far the run is."""
-        names = ("update", "seconds", "step", "skipped_steps", "evaluation_seconds")
+        self.unlogged_seconds = self._clock() - self.logged_at
         parts = {name: part.state_dict() for name, part in self._parts().items()}
-        return {name: getattr(self, name) for name in names} | parts
+        return {name: getattr(self, name) for name in KEPT} | parts
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from there."""
-        parts = self._parts()
-        for name, value in state.items():
-            if name in parts:
-                parts[name].load_state_dict(value)
-            else:
-                setattr(self, name, value)
+        restore_counters(self, KEPT, state)
+        for name, part in self._parts().items():
+            if name in state:  # averages are not dealt to other ranks
+                part.load_state_dict(state[name])
 
     def _parts(self) -> dict[str, Stateful]:
         return {"episodes": self.episodes, "averages": self.averages, "finite": self.finite}
@@ -126,12 +127,13 @@ class Run:
         updates_per_point = 1 if self.config.learner.whole_episodes else math.ceil(num_updates / MAX_LOG_POINTS)
         # Whoever steps environments on the host, or looks whether episodes have ended, waits for the device anyway.
         waits_for_nothing = self.device.type == "cpu" or self.resets or self.config.learner.whole_episodes
-        began_at, compiled = time.perf_counter(), self.execution.compile_seconds
+        self.logged_at = self._clock() - self.unlogged_seconds
         self.requests.in_loop = True
         # Where environments reset in steps of their own, it takes some updates more.
         while (self.update < num_updates or self.resets) and (done := self.fraction_done()) < 1:
             if rank() == 0 and self.config.keep.due(self.update + 1, time.monotonic() - self.saved_at):
                 self.requests.save = True
+            self.fraction = done
             yield done
             self.update += 1
             if waits_for_nothing:
@@ -142,13 +144,14 @@ class Run:
                 self.agreement.look()
                 self.agreement.check(self.update)
             if is_point:
-                ended_at, compile_seconds = time.perf_counter(), self.execution.compile_seconds
-                seconds = ended_at - began_at - (compile_seconds - compiled)
-                began_at, compiled = ended_at, compile_seconds
-                self._log(seconds)
+                began_at, self.logged_at = self.logged_at, self._clock()
+                self._log(self.logged_at - began_at)
             if self.agreement.save or self.agreement.stop:
-                self._save_or_stop()
-        self.requests.in_loop = False
+                self._stop(self.agreement.stop, self._save(PERIODIC.format(self.update)))
+
+    def _clock(self) -> float:
+        """Seconds, which stand still while something is compiled."""
+        return time.perf_counter() - self.execution.compile_seconds
 
     def _log(self, seconds: float) -> None:
         """Logs the updates since the last time, which took so long."""
@@ -170,15 +173,12 @@ class Run:
             if self.config.capture_video and self.update.bit_count() == 1:
                 self._film("train_videos", f"step_{self.step}")
 
-    def _save_or_stop(self) -> None:
-        path = self._save(f"checkpoints/update_{self.update:010}.ckpt")
-        if self.agreement.stop:
-            name = Signals(self.agreement.stop).name
+    def _stop(self, number: int, path: Path | None) -> None:
+        """Ends the run if a signal of this number asked for it, with what was kept."""
+        if number:
             kept = f"the checkpoint is {path}" if path else "no checkpoint could be written"
-            raise StopError(
-                self.agreement.stop,
-                f"{name} after update {self.update:,}; {kept}; to go on: --resume {self.folder.path}",
-            )
+            after = f"{Signals(number).name} after update {self.update:,}"
+            raise StopError(number, f"{after}; {kept}; to go on: --resume {self.folder.path}")
 
     def _save(self, name: str) -> Path | None:
         """Writes a checkpoint of all ranks' states; if it cannot be, says so and leaves the one before."""
@@ -193,7 +193,7 @@ class Run:
         self.requests.failed = self.failed_writes >= MAX_FAILED_WRITES
         return path
 
-    def _gather(self) -> dict[str, Any] | None:
+    def _gather(self, *, complete: bool = False) -> dict[str, Any] | None:
         """What a checkpoint holds, on rank 0."""
         parts = self.state.gather(self.everyone, leads=rank() == 0)
         self.agreement.saved()
@@ -212,7 +212,8 @@ class Run:
             "run": {
                 "update": self.update,
                 "step": self.step,
-                "complete": not self.requests.in_loop,
+                "fraction": self.fraction,
+                "complete": complete,
                 "best_return": self.best_return,
             },
             "ranks": parts,
@@ -273,12 +274,15 @@ class Run:
 
         Raises:
             DiskError: The end cannot be kept.
+            StopError: A signal asked for it after the last update; the end has been kept.
         """
-        content = self._gather()
+        content = self._gather(complete=True)
         if content is None or self.progress is None:
             return
         if self._write(LAST, content) is None:
             raise DiskError(f"{self.folder.path / LAST}: cannot be written; the last checkpoint is still there")
+        self.requests.in_loop = False  # from now on a stop is at once
+        self._stop(self.requests.stop, self.folder.path / LAST)
         self.progress.close()  # what follows is printed below it
         evaluation = self._evaluate()
         if self.config.keep.keep_best and self._improves(evaluation):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rl.distributed import Ranks
-from rl.errors import CheckpointError
-from rl.run.checkpoint import from_bytes, to_bytes
+from rl.errors import CheckpointError, UserError
+from rl.run.checkpoint import MISFITS, brief, check_finite, from_bytes, to_bytes
 
 
 class Stateful(Protocol):
@@ -40,6 +40,14 @@ class InPlace:
                 tensor.copy_(state[name])
 
 
+def restore_counters(owner: object, names: Sequence[str], state: Mapping[str, Any]) -> None:
+    """Sets attributes that count something; raises `ValueError` for what cannot have counted it."""
+    for name in names:
+        if type(state[name]) is not type(getattr(owner, name)) or not state[name] >= 0:
+            raise ValueError(f"{name} is {state[name]}")
+        setattr(owner, name, state[name])
+
+
 def learning(policy: nn.Module, weights: Tensor, optimizer: torch.optim.Optimizer, scaler: Any) -> dict[str, Stateful]:
     """What all ranks that learn have alike: the agent, Adam's moments of its vector of weights, and a loss scaler."""
     parts: dict[str, Stateful] = {"agent": policy, "optimizer": InPlace(optimizer.state[weights])}
@@ -66,10 +74,19 @@ class State:
         """Gives this rank its part of what `gather` gave, dealt anew if there were other ranks.
 
         Raises:
-            CheckpointError: What ranks kept for themselves fits no other number of them.
+            CheckpointError: What ranks kept for themselves fits no other number of them, or is none of this program's.
         """
+        try:
+            self._load(parts, everyone)
+        except UserError:
+            raise
+        except MISFITS as error:
+            raise CheckpointError(f"--resume: the checkpoint is none of this program: {brief(error)}") from None
+
+    def _load(self, parts: Sequence[Tensor], everyone: Ranks) -> None:
         states = [from_bytes(part) for part in parts]
         shared = next(state["shared"] for state in states if "shared" in state)
+        check_finite(shared)
         for name, part in self.shared.items():
             if shared.get(name):  # a loss scaler that is not used has no state
                 part.load_state_dict(shared[name])

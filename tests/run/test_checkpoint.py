@@ -1,10 +1,15 @@
 """Checkpoints as files: whole or absent, damage is found, and nothing in one is executed."""
 
+import hashlib
+import io
+import math
 import os
 import resource
 import shutil
 import signal
+import struct
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,23 +23,45 @@ import torch
 
 import rl
 import rl.run.checkpoint
+import rl.run.folder
+import train_torch
 from rl.agent import Agent
-from rl.command_line import parse
+from rl.command_line import command_line, parse
 from rl.config import CONFIGS
 from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
-from rl.errors import CheckpointError
-from rl.run.checkpoint import FORMAT, packed, read_checkpoint, write_checkpoint
+from rl.errors import CheckpointError, ExitFile, FolderError, StopError, how_ended
+from rl.run.checkpoint import FORMAT, from_bytes, packed, read_checkpoint, write_checkpoint
 from rl.run.evaluation import act
 
 FLAGS = ["--hidden-size", "8", "--hidden-layers", "1", "--no-shared-encoder", "--activation-function", "relu"]
-OLD, NEW = ({"format": FORMAT, "number": number, "values": torch.arange(2000.0)} for number in (1, 2))
+
+
+def content_of(agent: Agent, *flags: str, update: int = 1) -> dict[str, Any]:
+    """What a checkpoint of a run with these flags holds."""
+    return {
+        "format": FORMAT,
+        "agent": agent.state_dict(),
+        "spaces": asdict(agent.spaces),
+        "config": parse([*FLAGS, *flags], CONFIGS).to_dict(),
+        "learner": "ppo",
+        "num_players": 1,
+        "torch": "2.13",
+        "run": {"update": update, "step": 8, "fraction": 0.0, "complete": False, "best_return": 1.0},
+        "ranks": [torch.zeros(2000, dtype=torch.uint8)],
+    }
+
+
+def fresh_agent(spaces: Spaces, *flags: str) -> Agent:
+    return Agent(spaces, parse([*FLAGS, *flags], CONFIGS).network)
+
+
+AGENT = fresh_agent(Spaces(3, DiscreteActions(4)))
+OLD, NEW = (content_of(AGENT, update=number) for number in (1, 2))
 
 
 def saved(tmp_path: Path, spaces: Spaces) -> tuple[Path, Agent]:
-    config = parse(FLAGS, CONFIGS)
-    agent = Agent(spaces, config.network)
-    content = {"format": FORMAT, "agent": agent.state_dict(), "spaces": asdict(spaces), "config": config.to_dict()}
-    write_checkpoint(tmp_path / "last.ckpt", content)
+    agent = fresh_agent(spaces)
+    write_checkpoint(tmp_path / "last.ckpt", content_of(agent))
     return tmp_path / "last.ckpt", agent
 
 
@@ -51,6 +78,17 @@ def test_a_loaded_policy_acts_as_the_saved_one(tmp_path: Path, spaces: Spaces) -
         assert set(policy(obs)) <= {2, 3, 4, 5}
     else:
         assert (abs(policy(obs)) <= [2.0**-7, 9.0]).all()
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("bf16-mixed", torch.float32)])
+def test_a_loaded_policy_computes_as_the_evaluation_of_its_run(
+    precision: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    agent = fresh_agent(Spaces(3, DiscreteActions(4)), "--no-ortho-init").to(dtype)  # a mixed run's is in float32
+    write_checkpoint(tmp_path / "last.ckpt", content_of(agent, "--precision", precision))
+    obs = np.random.default_rng(0).normal(size=(20_000, 3))
+    assert np.array_equal(rl.load_policy(tmp_path / "last.ckpt")(obs), act(agent, obs))
+    assert not np.array_equal(act(agent.double(), obs), act(agent.to(torch.bfloat16), obs))
 
 
 def test_torch_alone_reads_the_file_too_and_it_is_all_that_is_written(tmp_path: Path) -> None:
@@ -83,7 +121,7 @@ def test_of_a_thousand_damaged_files_none_is_accepted(how: str, tmp_path: Path) 
     path, generator = tmp_path / "x.ckpt", np.random.default_rng(0)
     whole = packed(OLD)
     path.write_bytes(whole)
-    assert read_checkpoint(path)["number"] == 1
+    assert read_checkpoint(path)["run"]["update"] == 1
     for _ in range(1000):
         path.write_bytes(damaged(whole, how, generator))
         with pytest.raises(CheckpointError, match=r"x\.ckpt: is (damaged|not whole)"):
@@ -101,6 +139,8 @@ class Malicious:
         ({"format": FORMAT, "agent": Malicious()}, "holds more than tensors and numbers, among them posix.system"),
         ({"format": FORMAT + 1}, f"has format {FORMAT + 1}; this version of the program reads format {FORMAT}"),
         ({"agent": {}}, "has format None"),
+        (OLD | {"agent": {"w": torch.zeros((), device="meta").expand(10**6)}}, "agent/w is larger than the file"),
+        (OLD | {"agent": {"w": torch.zeros(1).expand(10**6)}}, "agent/w is larger than the file"),
     ],
 )
 def test_a_foreign_file_is_named_as_such_and_executes_nothing(
@@ -110,6 +150,66 @@ def test_a_foreign_file_is_named_as_such_and_executes_nothing(
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(tmp_path / "x.ckpt")
     assert not Path("executed").exists()
+
+
+def test_a_small_file_that_would_fill_the_memory_is_not_unpacked(tmp_path: Path) -> None:
+    plain, small = io.BytesIO(packed(OLD | {"ranks": [torch.zeros(10**7, dtype=torch.uint8)]})), io.BytesIO()
+    with zipfile.ZipFile(plain) as whole, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as compressed:
+        for record in whole.infolist():
+            compressed.writestr(record.filename, whole.read(record))
+    data = small.getvalue()[:-2] + struct.pack("<H", 71)
+    (tmp_path / "x.ckpt").write_bytes(data + b"sha256 " + hashlib.sha256(data).hexdigest().encode())
+    assert len(data) < 10**5
+    with pytest.raises(CheckpointError, match=r"x\.ckpt: is compressed, as no checkpoint of this program is"):
+        read_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match="is compressed"):  # what a rank has kept
+        from_bytes(torch.frombuffer(bytearray(small.getvalue()), dtype=torch.uint8))
+
+
+def change(content: dict[str, Any], place: str, value: object) -> dict[str, Any]:
+    """The content with another value at a place such as config.network.hidden_size."""
+    name, _, rest = place.partition(".")
+    if rest:
+        value = change(content[name], rest, value)
+    return {key: old for key, old in content.items() if key != name} | ({} if value is GONE else {name: value})
+
+
+GONE = object()
+CHANGES = [
+    *((name, GONE) for name in ("agent", "spaces", "config", "learner", "num_players", "run", "ranks")),
+    *(("ranks", wrong) for wrong in ([], ["x"], None, [torch.zeros(3, dtype=torch.uint8)], [torch.tensor(math.nan)])),
+    *((f"run.{name}", wrong) for name in ("step", "update") for wrong in (math.nan, "x", GONE)),
+    *(("run.best_return", "x"), ("run.complete", None), ("run.update", -1), ("run.fraction", "x")),
+    *(("num_players", wrong) for wrong in (0, "1", math.nan, 10**30)),
+    *(("learner", wrong) for wrong in (None, "a2c", [])),
+    *(("config", wrong) for wrong in ({}, [], None)),
+    *((f"config.{name}", wrong) for name in ("env", "network", "keep", "learner") for wrong in (GONE, None, {}, "x")),
+    *(("config.env.num_envs", wrong) for wrong in ("2", 0, None)),
+    *(("config.env.env_id", wrong) for wrong in (3, "../x")),
+    *(("config.learner.learning_rate", wrong) for wrong in ("x", math.nan, None)),
+    *(("config.network.hidden_size", wrong) for wrong in (None, 60_000, 0, 10**30, 8.0, [8])),
+    *(("config.network.hidden_layers", wrong) for wrong in (10**7, -1, 2)),
+    *(("config.network.activation_function", wrong) for wrong in ("exp", None)),
+    *((f"config.{name}", wrong) for name in ("exp_name", "seed", "precision") for wrong in (None, "../x", [])),
+    *(("config.keep.checkpoint_every", wrong) for wrong in ("often", 3)),
+    *((f"spaces.{name}", wrong) for name in ("obs_size", "actions") for wrong in (GONE, None, "3", 4, {})),
+    *(("agent", wrong) for wrong in ({}, [], {"x": 3}, {"x": torch.zeros(3)})),
+    *(("agent", AGENT.state_dict() | {"critic.bias": torch.tensor(wrong)}) for wrong in ([math.nan], [1], 1.0)),
+]
+
+
+@pytest.mark.parametrize(("place", "value"), CHANGES, ids=lambda value: str(value)[:40])
+def test_a_field_that_nobody_has_written_so_is_one_line(
+    place: str, value: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The digest is right, since whoever wants to can make it."""
+    write_checkpoint(Path("x.ckpt"), change(OLD, place, value))
+    monkeypatch.setattr("sys.argv", ["x", "--resume", "x.ckpt"])
+    with pytest.raises(SystemExit) as exit_:
+        command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert exit_.value.code == 65 and line.startswith("error: ") and len(line) < 500
+    assert os.listdir() == ["x.ckpt"]
 
 
 def in_child(action: Callable[[], None]) -> int:
@@ -152,7 +252,7 @@ def test_whenever_the_writer_dies_the_file_is_the_old_one_or_the_new_one(tmp_pat
     for moment in range(1, 100):
         write_checkpoint(path, OLD)
         code = in_child(dying_at(moment, path))
-        found.append(read_checkpoint(path)["number"])
+        found.append(read_checkpoint(path)["run"]["update"])
         if code == 0:
             break
         assert code == 9
@@ -173,8 +273,44 @@ def test_a_full_disk_is_an_error_and_leaves_the_file_before_it_alone(tmp_path: P
         write_checkpoint(path, NEW)
 
     assert in_child(write) == 100 + 27  # file too large
-    assert read_checkpoint(path)["number"] == 1
+    assert read_checkpoint(path)["run"]["update"] == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_link_is_followed_where_a_file_is_written(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("mine")
+    (tmp_path / "x").mkdir()
+    for name in ("x.ckpt", ".x.ckpt.tmp", "exit.json", ".exit0.tmp", ".lock"):
+        (tmp_path / "x" / name).symlink_to(other)
+    write_checkpoint(tmp_path / "x/x.ckpt", NEW)
+    exit_file = ExitFile()
+    exit_file.keep_in(tmp_path / "x")
+    exit_file.write(0, "complete")
+    with pytest.raises(FolderError, match="cannot be written"):
+        rl.run.folder._lock(tmp_path / "x")
+    (tmp_path / "x/.lock").unlink()
+    (tmp_path / "x/.lock").write_text("4711 is my number")
+    with pytest.raises(FolderError, match="holds more than a process's number; remove it"):
+        rl.run.folder._lock(tmp_path / "x")
+    assert other.read_text() == "mine" and (tmp_path / "x/.lock").read_text() == "4711 is my number"
+    assert read_checkpoint(tmp_path / "x/x.ckpt")["run"]["update"] == 2 and how_ended(tmp_path / "x") == (0, "complete")
+    assert not any(path.is_symlink() for path in (tmp_path / "x").iterdir())
+
+
+def test_a_stop_in_the_middle_of_writing_leaves_the_file_before_it_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.ckpt"
+    write_checkpoint(path, OLD)
+
+    def stopped(file: int) -> None:
+        raise StopError(signal.SIGTERM, "now")
+
+    with monkeypatch.context() as patched, pytest.raises(StopError):
+        patched.setattr(os, "fsync", stopped)
+        write_checkpoint(path, NEW)
+    assert list(tmp_path.iterdir()) == [path] and read_checkpoint(path)["run"]["update"] == 1
 
 
 def test_what_cannot_be_written_is_never_a_silent_success(tmp_path: Path) -> None:
@@ -191,4 +327,4 @@ def test_it_is_written_beside_where_it_will_be(tmp_path: Path, monkeypatch: pyte
     ((unfinished, path),) = replaced
     assert unfinished.parent == path.parent == tmp_path
     shutil.copy(unfinished, path)
-    assert read_checkpoint(path)["number"] == 2
+    assert read_checkpoint(path)["run"]["update"] == 2

@@ -1,6 +1,7 @@
 """Numbers that are not finite: they stop a run with a message that says where, and never reach a weight."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,12 +9,13 @@ from torch import Tensor, nn
 
 import rl
 import train_torch
-from rl.command_line import parse
+from rl.command_line import command_line, parse
 from rl.config import CONFIGS
 from rl.distributed import Ranks
 from rl.envs.custom import CustomTensorEnv
-from rl.errors import EnvError, NumericError
+from rl.errors import CheckpointError, EnvError, NumericError
 from rl.optimization import Weights, gradient_metrics, make_adam
+from rl.run.checkpoint import from_bytes, read_checkpoint, to_bytes, write_checkpoint
 from rl.run.finite import Finite
 from rl.seeding import environment_seed
 from tests import probes  # noqa: F401 (registers them)
@@ -78,6 +80,27 @@ def test_a_run_stops_and_says_where_while_its_weights_stay_finite(
     assert weights.vector.isfinite().all()
 
 
+def test_weights_of_a_checkpoint_that_are_not_finite_are_named_and_not_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["x", *FLAGS.split(), "--total-timesteps", "40", "--no-keep-best"])
+    command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
+    (path,) = Path("logs").glob("*/*/last.ckpt")
+    content = read_checkpoint(path)
+    state, agent = from_bytes(content["ranks"][0]), dict(content["agent"])
+    state["shared"]["optimizer"]["exp_avg"][3] = math.inf
+    agent["critic.bias"] = torch.tensor([math.nan])
+    for change, name in (({"ranks": [to_bytes(state)]}, "optimizer/exp_avg"), ({"agent": agent}, "critic.bias")):
+        write_checkpoint(path, content | change)
+        monkeypatch.setattr("sys.argv", ["x", "--resume", str(path), "--total-timesteps", "60"])
+        with pytest.raises(SystemExit) as exit_:
+            command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
+        error = f"error: {name} of the checkpoint is not finite; take an older one"
+        assert exit_.value.code == 65 and capsys.readouterr().err.splitlines()[-1] == error
+    with pytest.raises(CheckpointError, match=r"critic\.bias of the checkpoint is not finite"):
+        rl.load_policy(path)
+
+
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
@@ -89,8 +112,9 @@ def test_a_run_stops_and_says_where_while_its_weights_stay_finite(
 def test_what_an_update_recorded_is_looked_at(metrics: dict[str, float], message: str) -> None:
     finite = Finite("CartPole-v1", Ranks(), torch.device("cpu"))
     finite.check(OK | {"Info/loss_scale": 65536.0, "Rewards/rew_avg": math.nan}, 7)
-    with pytest.raises(NumericError, match=message):
+    with pytest.raises(NumericError, match=message) as raised:
         finite.check(OK | metrics, 7)
+    assert "weights" not in str(raised.value)  # of which nothing is known here
 
 
 def test_a_gradient_that_is_not_finite_becomes_0_and_any_other_stays() -> None:

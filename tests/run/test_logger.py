@@ -67,7 +67,7 @@ def test_the_mean_return_is_that_of_the_last_hundred_episodes_or_a_few_more() ->
     assert math.isnan(episodes.mean_return())
     for number, value in ((1000, 5.0), (60, 1.0), (0, 0.0), (30, 2.0), (40, 4.0)):
         episodes.add(number, value)
-    assert episodes.number == 1130
+    assert episodes.number == 1130 and episodes.num_recent() == 130
     assert episodes.mean_return() == pytest.approx((60 * 1 + 30 * 2 + 40 * 4) / 130)
 
 

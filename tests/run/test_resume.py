@@ -1,18 +1,28 @@
 """A run that went on from a checkpoint ends as it would have without a pause, to the bit."""
 
+import errno
+import os
 import re
 import shutil
+import signal
+import time
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tensorboard.summary.writer import event_file_writer
 
+import rl.run.folder
 import rl.run.run
 import train_fabric_decoupled
 import train_torch
 from rl.command_line import command_line
 from rl.config import CONFIGS, DecoupledConfig
-from rl.run.checkpoint import read_checkpoint
+from rl.run.checkpoint import from_bytes, read_checkpoint, to_bytes, write_checkpoint
+from rl.run.run import Run
+from rl.run.state import State
 from tests import probes  # noqa: F401 (registers them)
 from tests.programs.launch import log_of, succeeded, torchrun
 from tests.states import differences, final_state
@@ -76,6 +86,20 @@ def test_a_resumed_run_ends_with_the_same_bits_and_the_same_log(variant: str, mo
         assert log_of(copy) == expected_log
 
 
+def test_the_log_of_a_run_that_goes_on_in_the_same_second_is_read_after_what_it_corrects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TensorBoard reads event files in the order of their names: seconds, host, process, and a number, 10 before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
+    folder = whole_run(monkeypatch, *STEPS.split())
+    copy, began_at = as_it_was(folder, 1), time.time()
+    (events,) = copy.glob("events.*")
+    events.rename(events.with_name(re.sub(r"\d{10}", str(int(began_at) + 1), events.name)))
+    train(monkeypatch, "--resume", str(copy))
+    assert log_of(copy) == log_of(folder)
+    assert time.time() - began_at < 10
+
+
 def test_a_checkpoint_between_two_points_of_the_log_keeps_what_was_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rl.run.run, "MAX_LOG_POINTS", 3)  # of 8 updates: after 1, 3, 6 and 8
     folder = whole_run(monkeypatch, *STEPS.split(), "--env-id", "CartPole-v1", "--vectorization", "sync")
@@ -124,6 +148,166 @@ def test_a_complete_run_is_left_as_it_is_and_goes_on_for_a_larger_total(
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     train(monkeypatch, "--resume", str(folder), "--total-timesteps", "960")
     assert [step for step, _ in log_of(folder)["Loss/policy_loss"]] == list(range(96, 961, 96))
+
+
+def dying_at(monkeypatch: pytest.MonkeyPatch, update: int, *flags: str) -> None:
+    """A run that dies before it can write the checkpoint of this update."""
+
+    def write(path: Path, content: dict[str, Any]) -> None:
+        if content["run"]["update"] == update:
+            raise KeyboardInterrupt
+        write_checkpoint(path, content)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(rl.run.folder, "write_checkpoint", write)
+        train(patched, *flags)
+
+
+def updates_in(folder: Path) -> list[int]:
+    return sorted(read_checkpoint(path)["run"]["update"] for path in folder.iterdir())
+
+
+def test_a_run_that_was_extended_and_killed_goes_on_from_what_it_wrote_last(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = whole_run(monkeypatch, *STEPS.split())
+    dying_at(monkeypatch, 12, "--resume", str(folder), "--total-timesteps", "1440")
+    assert updates_in(folder / "checkpoints")[-1] == 11
+    capsys.readouterr()
+    train(monkeypatch, "--resume", str(folder))
+    assert "CustomEnv-v0 after 1,440 steps" in (said := capsys.readouterr()).out and "abandoned" not in said.err
+    assert read_checkpoint(folder / "last.ckpt")["run"]["update"] == 15
+    assert [step for step, _ in log_of(folder)["Loss/policy_loss"]] == list(range(96, 1441, 96))
+
+
+def test_what_came_after_the_checkpoint_that_a_run_goes_on_from_is_set_aside(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = whole_run(monkeypatch, *STEPS.split())
+    kept = folder / "checkpoints"
+    shutil.copy(kept / "update_0000000006.ckpt", folder / "best.ckpt")
+    flags = ("--learning-rate", "0.5", "--no-anneal-lr", "--keep-checkpoints", "2")
+    dying_at(monkeypatch, 6, "--resume", str(kept / "update_0000000003.ckpt"), *flags)
+    assert updates_in(kept) == [4, 5]
+    (aside,) = folder.glob("abandoned_*")
+    assert sorted(path.name for path in aside.iterdir()) == [
+        *("best.ckpt", "last.ckpt"),
+        *(f"update_000000000{number}.ckpt" for number in range(4, 9)),
+    ]
+    assert (
+        capsys.readouterr().err.count(f"after update 3; what was kept of later ones is now in {aside.absolute()}") == 1
+    )
+    train(monkeypatch, "--resume", str(folder))
+    assert updates_in(kept) == [7, 8] and read_checkpoint(folder / "last.ckpt")["run"]["update"] == 8
+    rates = log_of(folder)["Info/learning_rate"]
+    assert [step for step, _ in rates] == list(range(96, 769, 96)) and [rate for _, rate in rates[3:]] == [0.5] * 5
+
+
+def test_a_checkpoint_that_is_in_no_runs_folder_goes_on_in_one_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = whole_run(monkeypatch, *STEPS.split(), "--log-dir", "logs")
+    content = read_checkpoint(folder / "checkpoints/update_0000000005.ckpt")
+    Path("mine/checkpoints").mkdir(parents=True)
+    for name in ("config.json", "checkpoints/update_0000000001.ckpt", "exit.json"):
+        Path("mine", name).write_text("{}")
+    write_checkpoint(Path("mine/last.ckpt"), content | {"config": content["config"] | {"log_dir": "elsewhere"}})
+    before = {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()}
+    train(monkeypatch, "--resume", "mine/last.ckpt")
+    assert {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()} == before
+    (own,) = set(Path("logs/torch_logs").iterdir()) - {folder}
+    assert f"is in no run's folder; goes on in {own.absolute()}" in capsys.readouterr().err
+    assert differences(final_state(folder), final_state(own)) == [] and not Path("elsewhere").exists()
+
+
+def test_a_stop_after_the_last_update_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gather = State.gather
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return gather(*args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as exit_:
+        patched.setattr(State, "gather", interrupted)
+        train(patched, *FLAGS, *STEPS.split())
+    (last,) = Path.cwd().glob("logs/*/*/last.ckpt")
+    said = f"stopped: SIGTERM after update 8; the checkpoint is {last}; to go on: --resume {last.parent}\n"
+    assert exit_.value.code == 143 and capsys.readouterr().err == said
+    train(monkeypatch, "--resume", str(last.parent))
+    assert "greedy policy" in capsys.readouterr().out
+    train(monkeypatch, "--resume", "auto", *FLAGS)
+    assert "the run is complete" in capsys.readouterr().err
+
+
+def test_a_longer_run_says_where_its_learning_rate_jumps_to_and_what_keeps_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = whole_run(monkeypatch, *STEPS.split())
+    copy = as_it_was(folder, 8)
+    train(monkeypatch, "--resume", str(folder), "--total-timesteps", "1536")
+    jump = log_of(folder)["Info/learning_rate"][7:9]
+    note = re.search(r"the learning rate goes from (\S+) to (\S+), .*; to keep it say (.*)", capsys.readouterr().err)
+    assert [float(rate) for rate in note.groups()[:2]] == [pytest.approx(rate, rel=1e-5) for _, rate in jump]
+    train(monkeypatch, "--resume", str(copy), "--total-timesteps", "1536", *note[3].split())
+    rates = [rate for _, rate in log_of(copy)["Info/learning_rate"]]
+    assert rates[7:] == [pytest.approx(rates[7], rel=1e-5)] * 9 and rates[6] > 1.9 * rates[7]
+    assert "the learning rate goes" not in capsys.readouterr().err
+
+
+def test_the_speed_of_a_resumed_run_counts_the_seconds_that_no_log_has_counted_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rl.run.run, "MAX_LOG_POINTS", 3)  # of 8 updates: after 1, 3, 6 and 8
+    copy = as_it_was(whole_run(monkeypatch, *STEPS.split()), 2)
+    path = copy / "checkpoints/update_0000000002.ckpt"
+    content = read_checkpoint(path)
+    state = from_bytes(content["ranks"][0])
+    assert 0 < state["own"]["run"]["unlogged_seconds"] < 60
+    state["own"]["run"]["unlogged_seconds"] = 1000.0
+    write_checkpoint(path, content | {"ranks": [to_bytes(state)]})
+    train(monkeypatch, "--resume", str(copy))
+    assert 1000 < final_state(copy)["ranks"][0]["own"]["run"]["seconds"] < 1100
+
+
+def test_folders_of_runs_are_called_after_a_clock_that_is_never_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "XYZ-9:30")
+        time.tzset()
+        train(patched, *FLAGS, *STEPS.split())
+    time.tzset()
+    (folder,) = Path("logs/torch_logs").iterdir()
+    began_at = datetime.strptime(folder.name[-20:], "%Y-%m-%d_%H-%M-%SZ").replace(tzinfo=timezone.utc)
+    assert 0 < time.time() - began_at.timestamp() < 100
+
+
+def test_the_folder_of_a_run_stays_where_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def record_rollout(run: Run, rollout: Any) -> None:
+        os.chdir("/")
+        record(run, rollout)
+
+    record, here = Run.record_rollout, Path.cwd()
+    monkeypatch.setattr(Run, "record_rollout", record_rollout)
+    train(monkeypatch, *FLAGS, *STEPS.split(), "--checkpoint-every", "4")
+    (folder,) = here.glob("logs/torch_logs/*")
+    assert {path.name for path in folder.iterdir()} >= {"last.ckpt", "exit.json", "config.json"}
+    assert updates_in(folder / "checkpoints") == [4, 8]
+
+
+@pytest.mark.parametrize("call", ["fsync", "pwrite"])
+def test_a_disk_that_is_full_at_the_start_is_one_line_and_no_folder(
+    call: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as exit_:
+        patched.setattr(os, call, full)
+        train(patched, *FLAGS, *STEPS.split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert exit_.value.code == 73 and line.endswith(": cannot be written: No space left on device")
+    assert list(Path("logs/torch_logs").iterdir()) == []
 
 
 def test_auto_takes_the_newest_run_of_its_kind_and_starts_one_where_there_is_none(
@@ -184,6 +368,7 @@ def test_the_newest_checkpoints_stay_and_the_best(monkeypatch: pytest.MonkeyPatc
         ("--resume RUN --gamma 2", 2, "--gamma 2.0: must lie between 0 and 1"),
         ("--resume README.md", 65, "README.md: is not whole, or this is no checkpoint of this program"),
         ("--resume empty.ckpt", 65, "empty.ckpt: is not whole"),
+        (f"--resume {5000 * 'x'}", 66, f"--resume {200 * 'x'}: cannot be looked for .*File name too long"),
     ],
 )
 def test_what_cannot_go_on_is_refused_and_nothing_changes(
