@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 
 from rl.agent import Agent, Network
 from rl.envs.spaces import Spaces
-from rl.errors import CheckpointError, UserError
+from rl.errors import CheckpointError, UserError, one_line
 from rl.run.evaluation import act
 
 FORMAT = 1  # of what a checkpoint holds; to be raised with every change that older programs cannot read
@@ -119,7 +119,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         check_type(content, Content, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
     except TypeCheckError as error:
-        raise CheckpointError(f"{path}: is no checkpoint of this version of the program: {brief(error)}") from None
+        raise CheckpointError(
+            f"{path}: is no checkpoint of this version of the program: {one_line(repr(error))}"
+        ) from None
     return content
 
 
@@ -171,12 +173,6 @@ def check_types(dataclass: Any) -> None:
         check_types(value) if is_dataclass(value) else check_type(value, hints[field.name])
 
 
-def brief(error: Exception) -> str:
-    """An error in one line."""
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return " ".join(f"{kind}{error}".split())[:200]
-
-
 def to_bytes(state: Mapping[str, Any]) -> torch.Tensor:
     """A state as bytes [B] (uint8), a tensor to send and to keep."""
     buffer = io.BytesIO()
@@ -209,7 +205,9 @@ def agent_of(content: Mapping[str, Any]) -> Agent:
         if any(tensor.dtype != dtype for tensor in content["agent"].values()):
             raise TypeError(f"weights that are not {dtype}")
     except (*MISFITS, TypeCheckError) as error:
-        raise CheckpointError(f"the agent and the flags of the checkpoint do not fit: {brief(error)}") from None
+        raise CheckpointError(
+            f"the agent and the flags of the checkpoint do not fit: {one_line(repr(error))}"
+        ) from None
     check_finite(content["agent"])
     return agent
 

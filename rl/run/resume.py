@@ -12,9 +12,9 @@ from typeguard import TypeCheckError
 from rl.agent import Network
 from rl.config import Config, flat
 from rl.envs.stepping import EnvConfig
-from rl.errors import CheckpointError, NothingToResumeError, how_ended
+from rl.errors import CheckpointError, NothingToResumeError, how_ended, one_line
 from rl.joining import rank, world_size
-from rl.run.checkpoint import MISFITS, agent_of, brief, check_types, from_bytes, read_checkpoint
+from rl.run.checkpoint import MISFITS, agent_of, check_types, from_bytes, read_checkpoint
 from rl.run.folder import folder_stem, kept_checkpoints, run_of
 from rl.run.keep import Keep
 
@@ -58,8 +58,8 @@ def find_checkpoint(config: Config[Any], program: str) -> tuple[Path, dict[str, 
             path = Path(wanted)
             files = [path] if path.is_file() else kept_checkpoints(path)
             what = "holds no checkpoint" if path.is_dir() else "is not there"
-        except (OSError, ValueError) as error:  # a name that is too long
-            files, what = [], f"cannot be looked for ({brief(error)[:60]})"
+        except OSError as error:  # a name that is too long
+            files, what = [], f"cannot be looked for ({error.strerror})"
         if not files:
             raise NothingToResumeError(
                 f"--resume {wanted[:200]}: {what}; must be a run's folder, a checkpoint, or auto"
@@ -125,7 +125,7 @@ def config_of(content: Mapping[str, Any], choices: Mapping[str, ConfigType]) -> 
         config.keep.check()
         config.learner.check(sys.maxsize)
     except (*MISFITS, TypeCheckError) as error:
-        raise CheckpointError(f"--resume: not a run of this version of the program: {brief(error)}") from None
+        raise CheckpointError(f"--resume: not a run of this version of the program: {one_line(repr(error))}") from None
     agent_of(content)
     for part in content["ranks"]:
         from_bytes(part)

@@ -28,7 +28,7 @@ from rl.run.folder import BEST, LAST, PERIODIC, RunFolder
 from rl.run.logger import Averages, Episodes, Guarded, Logger, Progress, say
 from rl.run.requests import MAX_FAILED_WRITES, Agreement, Requests
 from rl.run.resume import note_learning_rate
-from rl.run.state import State, Stateful, restore_counters
+from rl.run.state import State, Stateful
 from rl.run.summary import summary
 
 MAX_LOG_POINTS = 1000  # of a run: to log an update takes a millisecond, and small updates take little more
@@ -104,7 +104,8 @@ class Run:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from there."""
-        restore_counters(self, KEPT, state)
+        for name in KEPT:
+            setattr(self, name, type(getattr(self, name))(state[name]))  # a number of the same kind
         for name, part in self._parts().items():
             if name in state:  # averages are not dealt to other ranks
                 part.load_state_dict(state[name])

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rl.distributed import Ranks
-from rl.errors import CheckpointError, UserError
-from rl.run.checkpoint import MISFITS, brief, check_finite, from_bytes, to_bytes
+from rl.errors import CheckpointError, UserError, one_line
+from rl.run.checkpoint import MISFITS, check_finite, from_bytes, to_bytes
 
 
 class Stateful(Protocol):
@@ -38,14 +38,6 @@ class InPlace:
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(state[name])
-
-
-def restore_counters(owner: object, names: Sequence[str], state: Mapping[str, Any]) -> None:
-    """Sets attributes that count something; raises `ValueError` for what cannot have counted it."""
-    for name in names:
-        if type(state[name]) is not type(getattr(owner, name)) or not state[name] >= 0:
-            raise ValueError(f"{name} is {state[name]}")
-        setattr(owner, name, state[name])
 
 
 def learning(policy: nn.Module, weights: Tensor, optimizer: torch.optim.Optimizer, scaler: Any) -> dict[str, Stateful]:
@@ -81,7 +73,9 @@ class State:
         except UserError:
             raise
         except MISFITS as error:
-            raise CheckpointError(f"--resume: the checkpoint is none of this program: {brief(error)}") from None
+            raise CheckpointError(
+                f"--resume: the checkpoint is none of this program: {one_line(repr(error))}"
+            ) from None
 
     def _load(self, parts: Sequence[Tensor], everyone: Ranks) -> None:
         states = [from_bytes(part) for part in parts]
