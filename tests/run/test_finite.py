@@ -17,7 +17,7 @@ from rl.errors import CheckpointError, EnvError, NumericError
 from rl.optimization import Weights, gradient_metrics, make_adam
 from rl.run.checkpoint import from_bytes, read_checkpoint, to_bytes, write_checkpoint
 from rl.run.finite import Finite
-from rl.seeding import environment_seed
+from rl.seeding import INITIAL, Noise, environment_seed
 from tests import probes  # noqa: F401 (registers them)
 
 FLAGS = "--num-envs 5 --num-steps 4 --total-timesteps 2000 --eval-episodes 1 --execution eager"
@@ -25,14 +25,18 @@ OK = {"Count/bad_rows": 0.0, "Loss/policy_loss": 1.0, "Info/grad_norm": 2.0}
 
 
 class NotANumberInTensors(CustomTensorEnv):
-    """Environment 3 of 5 sees one at step 6."""
+    """One environment sees one at step 6: that which started from a certain noise, as environment 3 of 5 does."""
 
     def initial(self, noise: Tensor) -> Tensor:
-        return torch.arange(len(noise)).view(-1, 1) * torch.tensor([[0.0, 1.0]])  # the number of each
+        return torch.cat([torch.zeros_like(noise), noise], dim=-1)  # the step, and which it is
 
     def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
         state = state + torch.tensor([1.0, 0.0])
-        return torch.where((state == torch.tensor([6.0, 3.0])).all(-1, keepdim=True), torch.nan, state)
+        chosen = Noise(1, INITIAL, 0, 5, 1).at(torch.tensor(-1), 1)[0, 3]  # before the first step
+        return torch.where((state[:, :1] == 6) & (state[:, 1:] == chosen), torch.nan, state)
+
+    def observation(self, state: Tensor) -> Tensor:
+        return state * torch.tensor([0.0, 1.0])
 
     def terminal(self, state: Tensor) -> Tensor:
         return state[:, 0] > 100
