@@ -48,7 +48,7 @@ def test_the_bare_command_learns_custom_env_to_its_optimum() -> None:
     readme = (ROOT / "README.md").read_text()
     options = re.search(r"bin/fabric run (.*) train_fabric.py$", readme, re.MULTILINE).group(1).split()
     output = succeeded(fabric(options=(*options,)))
-    folder = run_folder("fabric_logs")
+    folder = run_folder("fabric_logs").absolute()
     for line in (
         "CustomEnv-v0 after 999,424 steps",
         "return 198.97, from 198.97 to 198.97 in 10 episodes",
