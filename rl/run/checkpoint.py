@@ -11,7 +11,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -21,6 +21,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 from typing_extensions import TypedDict
 
 from rl.agent import Agent, Network
+from rl.config import Config
 from rl.envs.spaces import Spaces
 from rl.errors import CheckpointError, UserError, one_line
 from rl.run.evaluation import act
@@ -31,7 +32,7 @@ MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, StopItera
 """What the use of values from elsewhere may raise."""
 
 
-class Progress(TypedDict):
+class Position(TypedDict):
     """How far a run is."""
 
     update: int
@@ -51,8 +52,23 @@ class Content(TypedDict):
     learner: str
     num_players: int
     torch: str
-    run: Progress
+    run: Position
     ranks: list[torch.Tensor]  # every rank's state as bytes
+
+
+def content_of(agent: Agent, config: Config[Any], run: Position, ranks: list[torch.Tensor]) -> Content:
+    """What a checkpoint holds, on the CPU, so that a machine without a GPU can read it."""
+    return {
+        "format": FORMAT,
+        "agent": {name: value.cpu() for name, value in agent.state_dict().items()},
+        "spaces": asdict(agent.spaces),
+        "config": config.to_dict(),
+        "learner": config.learner_name(),
+        "num_players": config.num_players(),
+        "torch": str(torch.__version__),
+        "run": run,
+        "ranks": ranks,
+    }
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:

@@ -4,12 +4,10 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from signal import Signals
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 from typing_extensions import Self
 
@@ -21,7 +19,7 @@ from rl.execution import Execution
 from rl.joining import rank
 from rl.learners.learner import AnyLearner
 from rl.rollout import AnyCollector, Rollout
-from rl.run.checkpoint import FORMAT
+from rl.run.checkpoint import Content, Position, content_of
 from rl.run.evaluation import Evaluation, evaluate_run, film_run
 from rl.run.finite import Finite
 from rl.run.folder import BEST, LAST, PERIODIC, RunFolder
@@ -194,31 +192,17 @@ class Run:
         self.requests.failed = self.failed_writes >= MAX_FAILED_WRITES
         return path
 
-    def _gather(self, *, complete: bool = False) -> dict[str, Any] | None:
+    def _gather(self, *, complete: bool = False) -> Content | None:
         """What a checkpoint holds, on rank 0."""
         parts = self.state.gather(self.everyone, leads=rank() == 0)
         self.agreement.saved()
         self.saved_at = time.monotonic()
         if rank() != 0:
             return None
-        return {
-            "format": FORMAT,
-            # On the CPU, so that a machine without a GPU can read it.
-            "agent": {name: value.cpu() for name, value in self.policy.state_dict().items()},
-            "spaces": asdict(self.policy.spaces),
-            "config": self.config.to_dict(),
-            "learner": self.config.learner_name(),
-            "num_players": self.config.num_players(),
-            "torch": str(torch.__version__),
-            "run": {
-                "update": self.update,
-                "step": self.step,
-                "fraction": self.fraction,
-                "complete": complete,
-                "best_return": self.best_return,
-            },
-            "ranks": parts,
-        }
+        run = Position(
+            update=self.update, step=self.step, fraction=self.fraction, complete=complete, best_return=self.best_return
+        )
+        return content_of(self.policy, self.config, run, parts)
 
     def _write(self, name: str, content: Mapping[str, Any]) -> Path | None:
         """Writes a file of the run's folder, and what was logged until now."""
