@@ -62,7 +62,7 @@ def _check_tensor_env(env: TensorEnv, name: str, device: torch.device) -> None:
     for attribute in ("observation_space", "action_space"):
         if not isinstance(given := getattr(env, attribute, None), gym.Space):
             raise UserError(f"{name}.{attribute}: is {given}; must be a space of Gymnasium's")
-    for attribute, least in (("max_episode_steps", 1), ("initial_noise_size", 1), ("transition_noise_size", 0)):
+    for attribute, least in (("max_episode_steps", 1), ("initial_noise_size", 0), ("transition_noise_size", 0)):
         given = getattr(env, attribute, None)
         if not isinstance(given, Integral) or given < least:
             raise UserError(f"{name}.{attribute}: is {given}; must be a whole number, at least {least}")

@@ -75,7 +75,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("observation", with_numpy, r"observation: looks at a number \(numpy\); torch.where instead of if, at .*py:\d+"),
     ("observation", raising, r"observation: raised KeyError: 'a\\nb', at .*test_check.py:\d+"),
     ("max_episode_steps", 0, "max_episode_steps: is 0; must be a whole number, at least 1"),
-    ("initial_noise_size", 1.5, "initial_noise_size: is 1.5; must be a whole number, at least 1"),
+    ("initial_noise_size", 1.5, "initial_noise_size: is 1.5; must be a whole number, at least 0"),
     ("transition_noise_size", -1, "transition_noise_size: is -1; must be a whole number, at least 0"),
     ("action_space", None, "action_space: is None; must be a space of Gymnasium's"),
     ("observation_space", gym.spaces.Discrete(3), r"its observation space is Discrete\(3\); supported is a Box"),
