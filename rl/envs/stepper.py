@@ -12,7 +12,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rl.envs.episodes import EpisodeError, from_outside, how_ended, seed_of
+from rl.envs.episodes import EPISODES, EpisodeError, from_outside, how_ended, seed_of
 from rl.envs.history import History
 from rl.envs.snapshot import AnyVectorEnv, restore, snapshot
 from rl.envs.spaces import Spaces
@@ -190,8 +190,7 @@ class Stepper:
         if kept == "none" or kept != self.memory:
             self.episode += 1
             # A batched class of its own takes one seed, and another than it has had.
-            own = episode_seed(int(self.environment[0]), int(self.episode[0]))
-            return self._reset(self._places() if self.seeded else own)
+            return self._reset(self._places() if self.seeded else episode_seed(*divmod(self._places()[0], EPISODES)))
         if self.memory == "snapshot":
             for name in ("running_return", "running_length", "resetting"):
                 getattr(self, name)[:] = state[name]
@@ -220,8 +219,7 @@ class Stepper:
         return obs
 
     def _places(self) -> list[int]:
-        pairs = zip(self.environment.tolist(), self.episode.tolist(), strict=True)
-        return [seed_of(environment, episode) for environment, episode in pairs]
+        return list(map(seed_of, self.environment.tolist(), self.episode.tolist()))
 
     def _check(self, obs: NDArray[Any], next_obs: NDArray[Any], reward: NDArray[Any]) -> None:
         if obs.shape != (self.num_envs, self.spaces.obs_size):
