@@ -1,8 +1,14 @@
 """Every rank plays and learns; Lightning Fabric launches, places and synchronises: `fabric run train_fabric.py`."""
 
+import signal
+
+if __name__ == "__main__":  # without a traceback, until there is something to say
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import os
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -42,6 +48,8 @@ def main(config: Config[AnyLearner]) -> None:
     # Fabric takes --accelerator, --devices, --strategy and --precision of `fabric run` from the environment.
     precision_flag = None if "LT_PRECISION" in os.environ else config.precision
     fabric = Fabric(accelerator=accelerator, loggers=logger, precision=precision_flag)
+    # What runs: on a CPU Fabric makes 16-mixed bf16-mixed.
+    config = replace(config, precision=cast(Any, fabric.strategy.precision.precision))
     ranks = Ranks.of()
 
     torch.manual_seed(config.seed)

@@ -1,12 +1,17 @@
 """Rank 0 plays, the others learn: `fabric run --devices=3 train_fabric_decoupled.py`."""
 
+import signal
+
+if __name__ == "__main__":  # without a traceback, until there is something to say
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import os
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -72,6 +77,8 @@ def player(config: DecoupledConfig) -> None:
     folder = open_run(config, PROGRAM, "gloo")
     logger = TensorBoardLogger(folder.path, name="", version="", default_hp_metric=False, purge_step=folder.purge_step)
     fabric = fabric_on(device, config)
+    if not config.cuda:  # what runs: on a CPU Fabric makes 16-mixed bf16-mixed
+        config = replace(config, precision=cast(Any, fabric.strategy.precision.precision))
     group_trainers(config)
 
     torch.manual_seed(config.seed)

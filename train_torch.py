@@ -1,5 +1,10 @@
 """The program of train_fabric.py with `torch.distributed` spelt out: `torchrun train_torch.py`."""
 
+import signal
+
+if __name__ == "__main__":  # without a traceback, until there is something to say
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from rl.compilers import keep_caches_private
 from rl.config import CONFIGS, Config
 from rl.distributed import choose_threads
 from rl.errors import USAGE_ERROR, CheckpointError, UserError, let_rank_0_speak, reported, require
-from rl.joining import end_with_launcher, rank, take_slurm_ranks, unset_variables
+from rl.joining import check_variables, end_with_launcher, rank, take_slurm_ranks
 from rl.run.evaluation import check_video
 from rl.run.resume import check_goes_on, config_of, find_checkpoint, is_complete
 
@@ -32,10 +33,14 @@ def command_line(main: Callable[[ConfigType], None], choices: Mapping[str, Confi
     """
     mend_streams()
     with reported():
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as programs have it while they import
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         end_with_launcher()
-        take_slurm_ranks()
-        if missing := unset_variables():
-            raise UserError(f"RANK or WORLD_SIZE is set and {', '.join(missing)} not; a launcher sets all, or none")
+        try:
+            take_slurm_ranks()
+            check_variables()
+        except ValueError as error:
+            raise UserError(str(error)) from None
         check_versions()
         note_repeated(sys.argv[1:])
         os.umask(os.umask(0o022) | 0o022)  # others may read what a run leaves at the most
@@ -106,8 +111,11 @@ def read_flags(
     # At once, since an environment may change the working folder.
     resume = config.keep.resume and os.path.abspath(config.keep.resume)
     config = replace(config, log_dir=os.path.abspath(config.log_dir), keep=replace(config.keep, resume=resume))
-    if (precision := os.environ.get("LT_PRECISION")) in get_args(get_type_hints(Config)["precision"]):
-        config = replace(config, precision=cast(Any, precision))  # `fabric run` takes the flag as its own
+    if (precision := os.environ.get("LT_PRECISION")) is not None:  # `fabric run` takes the flag as its own
+        known = get_args(get_type_hints(Config)["precision"])
+        precision = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(precision, precision)
+        require(precision in known, "--precision", precision, f"must be one of {', '.join(known)}")
+        config = replace(config, precision=cast(Any, precision))
     return config, checkpoint
 
 

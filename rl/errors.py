@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rl.joining import absent_ranks, leave_process_group, rank
+from rl.interrupts import INTERRUPTED, impatience
+from rl.joining import absent_ranks, kill_stopped_ranks, leave_process_group, part, rank
 
 USAGE_ERROR = 2
-INTERRUPTED = 128 + signal.SIGINT
 
 
 class UserError(Exception):
@@ -84,8 +84,19 @@ class DiskError(UserError):
     exit_code = 74
 
 
-class StopError(UserError):
-    """A signal asked the run to end, and it did at the end of an update."""
+class LeftError(UserError):
+    """Something ended the process as if all was well, before the end of the run."""
+
+    exit_code = 1
+
+
+class StopError(BaseException):
+    """A signal asked the run to end, and it did at the end of an update.
+
+    No `Exception`: nothing that catches what an environment or a log raises is to catch it.
+    """
+
+    of_one_rank = False
 
     def __init__(self, number: int, message: str) -> None:
         """`number` is the signal's."""
@@ -137,9 +148,9 @@ class ExitFile:
                     file.write(json.dumps({"exit_code": exit_code, "rank": rank(), "message": message}))
                 unfinished.replace(self.path)
 
-    def said(self) -> int | None:
-        """The exit code that another rank left with, if it did."""
-        return (how_ended(self.path.parent) or (None,))[0] if self.path is not None else None
+    def said(self) -> tuple[int, str] | None:
+        """The exit code that another rank left with, and its last words, if it did."""
+        return how_ended(self.path.parent) if self.path is not None else None
 
 
 exit_file = ExitFile()
@@ -157,40 +168,79 @@ def how_ended(folder: Path) -> tuple[int, str] | None:
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
     """Runs a program's body: reports a `UserError` once for all ranks, and leaves no process group behind."""
-    try:
-        yield
-    except UserError as error:
-        report(error)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        if rank() == 0:
-            print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except RuntimeError as error:
-        if not is_of_collective(error):
-            raise
-        # Who failed says so, and has perhaps not come to it yet; of those who noticed one is enough to say it.
-        time.sleep(0.5 + 0.2 * min(rank(), 10))
-        if (code := exit_file.said()) is None:
-            lost = LostRanksError(lost_message(error))
-            report(lost)
-            code = lost.exit_code
-        sys.exit(code)
-    finally:
-        leave_process_group()
+    with impatience(leave_at_once):
+        try:
+            yield
+            part()
+        except (UserError, StopError) as error:
+            report(error)
+            sys.exit(error.exit_code)
+        except SystemExit as exit_:
+            if exit_file.path is None or exit_file.said() == (0, "complete"):
+                raise
+            left = LeftError(f"something called sys.exit({exit_.code!r}) before the end of the run")
+            report(left)
+            sys.exit(left.exit_code)
+        except KeyboardInterrupt:
+            interrupted()
+            sys.exit(INTERRUPTED)
+        except RuntimeError as error:
+            if not is_of_collective(error):
+                raise
+            sys.exit(report_lost(error))
+        finally:
+            leave_process_group()
 
 
-def report(error: UserError) -> None:
-    """Prints an error, once for all ranks, and notes it in the run's folder."""
+def interrupted() -> None:
+    """Says so, and kills the ranks of this machine that are stopped, which nobody else would end."""
+    kill_stopped_ranks()
+    if rank() == 0:
+        print("interrupted", file=sys.stderr, flush=True)
+    note_end(INTERRUPTED, "interrupted")
+
+
+def leave_at_once() -> None:
+    """Ends this process, whatever it is doing."""
+    interrupted()
+    os._exit(INTERRUPTED)
+
+
+def report_lost(error: RuntimeError) -> int:
+    """Says which ranks are lost, if no other rank has said why; returns the exit code."""
+    # Who failed says so, and has perhaps not come to it yet; of those who noticed one is enough to say it.
+    time.sleep(0.5 + 0.2 * min(rank(), 10))
+    if said := exit_file.said():
+        note_end(*said)
+        return said[0]
+    lost = LostRanksError(lost_message(error))
+    report(lost)
+    kill_stopped_ranks()
+    return lost.exit_code
+
+
+def report(error: UserError | StopError) -> None:
+    """Prints an error, once for all ranks, and notes it where the launcher and the run's folder keep it."""
+    message = str(error)
     if error.of_one_rank:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {message}", file=sys.stderr, flush=True)
     else:
         let_rank_0_speak()
-        if rank() != 0 and exit_file.said() is not None:
-            return
-        said = "stopped" if isinstance(error, StopError) else "error"
-        print(f"{said}: {error}" if rank() == 0 else f"{said} on rank {rank()}: {error}", file=sys.stderr, flush=True)
-    exit_file.write(error.exit_code, str(error))
+        if rank() == 0 or exit_file.said() is None:
+            said = "stopped" if isinstance(error, StopError) else "error"
+            whose = "" if rank() == 0 else f" on rank {rank()}"
+            print(f"{said}{whose}: {message}", file=sys.stderr, flush=True)
+    note_end(error.exit_code, message)
+
+
+def note_end(exit_code: int, message: str) -> None:
+    """Writes why this rank ends: into the run's folder, and in torch's form for its launcher's last lines."""
+    exit_file.write(exit_code, message)
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        content = {"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with contextlib.suppress(OSError):
+            Path(f"{path}.tmp").write_text(json.dumps(content))
+            Path(f"{path}.tmp").replace(path)
 
 
 def is_of_collective(error: RuntimeError) -> bool:
@@ -208,6 +258,7 @@ def lost_message(error: RuntimeError) -> str:
 def let_rank_0_speak() -> None:
     """Returns at once on rank 0; elsewhere only if rank 0 has nothing to say, since its launcher ends all with one."""
     if rank() != 0 and "TORCHELASTIC_RUN_ID" in os.environ:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the launcher has seen rank 0 fail, and shows that alone
         for _ in range(100):
             if exit_file.said() is not None:
                 break

@@ -9,39 +9,45 @@ import re
 import signal
 import socket
 import sys
-import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 PARENT_DEATH_SIGNAL = 1  # of Linux' prctl
-LEFT_OVER_SECONDS = 24 * 3600  # after which nobody needs the file that ranks of a run have met in
+LEAVING = "rl-leaving"  # the name of a process that has nothing more to do
+LOOK_SECONDS = 0.05  # between two looks at the processes of other ranks
 _identities: list[dict[str, Any]] = []  # of all ranks, once they have met
 
 
 def rank() -> int:
     """This process's rank, known from the launcher's environment before any process group exists."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+    return dist.get_rank() if dist.is_initialized() else _number("RANK", 0)
 
 
 def world_size() -> int:
     """Number of ranks of the run, known from the launcher's environment before any process group exists."""
-    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    return dist.get_world_size() if dist.is_initialized() else _number("WORLD_SIZE", 1)
 
 
 def local_rank() -> int:
     """This process's rank among those on this machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", 0)
 
 
 def local_world_size() -> int:
     """Number of ranks of the run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _number("LOCAL_WORLD_SIZE", 1)
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else default  # `check_variables` has refused the rest
 
 
 def on_first_machine() -> bool:
@@ -49,23 +55,34 @@ def on_first_machine() -> bool:
     return rank() == local_rank()
 
 
-def unset_variables() -> list[str]:
-    """What a launcher sets for every rank and is missing here, where some of it is set; without a launcher, nothing."""
+def check_variables() -> None:
+    """Raises `ValueError` where what a launcher sets for every rank is set in part only, or cannot be."""
+    largest = {"RANK": world_size() - 1, "LOCAL_RANK": local_world_size() - 1, "LOCAL_WORLD_SIZE": world_size()}
+    least = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"), 1)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        value, low, high = os.environ.get(name), least.get(name, 0), largest.get(name, 65535)
+        if value is not None and not (value.isdecimal() and low <= int(value) <= high):
+            raise ValueError(f"{name} {value}: must be a whole number from {low} to {high}; a launcher sets it")
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in names if name not in os.environ]
-    return missing if os.environ.keys() & {"RANK", "WORLD_SIZE"} else []
+    if missing and os.environ.keys() & {"RANK", "WORLD_SIZE"}:
+        raise ValueError(f"RANK or WORLD_SIZE is set and {', '.join(missing)} not; a launcher sets all, or none")
 
 
 def take_slurm_ranks() -> None:
     """Takes the rank from Slurm, where `srun` has started the program itself, and no launcher stands between."""
-    tasks = os.environ.get("SLURM_NTASKS")
-    if "RANK" in os.environ or tasks is None or int(tasks) == 1 or "SLURM_PROCID" not in os.environ:
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if "RANK" in os.environ or tasks == "1" or "SLURM_PROCID" not in os.environ:
         return
     if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return  # a shell inside an allocation, as Lightning has it too
     # The first of "node[03-05,9],other"; as Lightning's SLURMEnvironment reads it.
     first_node = re.sub(r"\[([^],-]+)[^]]*\]", r"\1", os.environ.get("SLURM_NODELIST", "127.0.0.1")).split(",")[0]
     each = os.environ.get("SLURM_NTASKS_PER_NODE", tasks)
+    job = os.environ.get("SLURM_JOB_ID", "0")
+    for name, value in (("SLURM_NTASKS", tasks), ("SLURM_NTASKS_PER_NODE", each), ("SLURM_JOB_ID", job)):
+        if not value.isdecimal():
+            raise ValueError(f"{name} {value}: must be a whole number; srun sets it")
     os.environ |= {
         "RANK": os.environ["SLURM_PROCID"],
         "WORLD_SIZE": tasks,
@@ -77,7 +94,7 @@ def take_slurm_ranks() -> None:
         "LT_NUM_NODES": os.environ.get("SLURM_NNODES", "1"),
     }
     os.environ.setdefault("MASTER_ADDR", first_node)
-    os.environ.setdefault("MASTER_PORT", str(15000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 10000))
+    os.environ.setdefault("MASTER_PORT", str(15000 + int(job) % 10000))
 
 
 def signal_at_parents_death(number: int) -> None:
@@ -87,11 +104,34 @@ def signal_at_parents_death(number: int) -> None:
 
 
 def end_with_launcher() -> None:
-    """Has this process asked to stop (SIGTERM) when its launcher dies, which else leaves it running."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        signal_at_parents_death(signal.SIGTERM)
-        if os.getppid() == 1:  # it has died already
-            sys.exit(128 + signal.SIGTERM)
+    """Has this process asked to stop (SIGTERM) when its launcher dies, which else leaves it running (on Linux)."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
+        return
+    try:
+        launcher = _launcher()
+    except OSError:  # it has died already
+        sys.exit(128 + signal.SIGTERM)
+
+    def stop_after_it() -> None:
+        while _status(launcher).state != "Z":
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_after_it, daemon=True).start()
+
+
+def _launcher() -> int:
+    """The first ancestor that the launcher's variables have not reached: a wrapper script may stand between.
+
+    Raises:
+        OSError: It has died: whoever takes over its children is another user's, or has not loaded torch.
+    """
+    pid = os.getppid()
+    while b"TORCHELASTIC_RUN_ID=" in Path(f"/proc/{pid}/environ").read_bytes():
+        pid = _status(pid).parent
+    if b"libtorch" not in Path(f"/proc/{pid}/maps").read_bytes():
+        raise ProcessLookupError
+    return pid
 
 
 def join_ranks(backend: str, flags: Mapping[str, Any], timeout_seconds: float, folder: str) -> list[str]:
@@ -107,11 +147,11 @@ def join_ranks(backend: str, flags: Mapping[str, Any], timeout_seconds: float, f
         ConnectionError: Another program is where they were to meet.
     """
     timeout = timedelta(seconds=timeout_seconds)
-    if local_world_size() == world_size() and "TORCHELASTIC_RUN_ID" in os.environ:
-        if sys.platform == "linux":
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-        store: Any = dist.FileStore(str(_meeting_place()), world_size())  # type: ignore[attr-defined]
+    if local_world_size() == world_size() and sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    if (file := _meeting_place()) is not None:
+        store: Any = dist.FileStore(str(file), world_size())  # type: ignore[attr-defined]
         store.set_timeout(timeout)
     else:
         try:
@@ -123,7 +163,9 @@ def join_ranks(backend: str, flags: Mapping[str, Any], timeout_seconds: float, f
             raise TimeoutError(
                 f"ranks have not met at {address} in {timeout_seconds:g} s ({str(error).splitlines()[0]})"
             ) from error
-    mine = {"pid": os.getpid(), "host": socket.gethostname(), "flags": dict(flags), "folder": folder}
+    # Process numbers are used again: with the time at which it started it is this process.
+    process = {"pid": os.getpid(), "started_at": _status(os.getpid()).started_at, "host": socket.gethostname()}
+    mine = process | {"flags": dict(flags), "folder": folder, "timeout": timeout_seconds}
     store.set(f"rl/rank{rank()}", json.dumps(mine))
     _identities.clear()
     try:
@@ -147,43 +189,76 @@ def folder_of_rank_0() -> str:
     return folder
 
 
-def _meeting_place() -> Path:
-    """A file of this attempt of this launcher's, in a folder of this user's alone."""
-    folder = Path(tempfile.gettempdir(), f"rl-ranks-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid() or folder.is_symlink() or folder.stat().st_mode & 0o077:
-        raise ConnectionError(f"{folder}, where ranks meet, is open to others; remove it")
-    for left_over in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another rank has seen it too
-            if time.time() - left_over.stat().st_mtime > LEFT_OVER_SECONDS:
-                left_over.unlink()
-    launcher = os.getppid()
-    # Process numbers are used again; with the time at which it started (field 22) it is this launcher's alone.
-    status = _status(launcher)
-    launched_at = status[19] if status else os.environ["MASTER_PORT"]
-    return folder / f"{launcher}_{launched_at}_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+def _meeting_place() -> Path | None:
+    """A file of this attempt of the launcher's, in a folder of this user's alone, if all ranks are of one launcher.
+
+    The launcher makes it for what ranks say of their errors, and tells each a name in it: attempt/rank/file.
+    """
+    error_file = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", ""))
+    if local_world_size() != world_size() or "TORCHELASTIC_RUN_ID" not in os.environ or len(error_file.parents) < 3:
+        return None
+    attempt = error_file.parents[1]
+    private = attempt.parent.stat()
+    return attempt / "ranks" if private.st_uid == os.getuid() and not private.st_mode & 0o077 else None
 
 
-def _status(pid: int) -> list[str]:
-    """What Linux says of a process, from the field behind its name (the third) on; nothing if there is none."""
+class _Status(NamedTuple):
+    name: str = ""
+    state: str = "Z"  # "T" if stopped, "Z" if dead
+    parent: int = 0
+    started_at: str = ""
+
+
+def _status(pid: int) -> _Status:
+    """What Linux says of a process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
     except OSError:
-        return []
+        return _Status()
+    state, parent, *fields = rest.split()
+    return _Status(name, state.upper().replace("X", "Z"), int(parent), fields[17])
+
+
+def _others() -> Iterator[tuple[int, int, _Status]]:
+    """Rank, process and status of the other ranks of this machine."""
+    for number, identity in enumerate(_identities if Path("/proc/self").exists() else ()):
+        if identity["host"] == socket.gethostname() and number != rank():
+            status = _status(identity["pid"])
+            yield number, identity["pid"], status if status.started_at == identity["started_at"] else _Status()
 
 
 def absent_ranks() -> list[str]:
     """Which ranks of this machine have died, or are stopped; for people."""
-    absent: list[str] = []
-    if not Path("/proc/self").exists():
-        return absent
-    for number, identity in enumerate(_identities):
-        if identity["host"] == socket.gethostname() and number != rank():
-            state, *_ = _status(identity["pid"]) or ["gone"]
-            if state in ("gone", "Z", "X", "T", "t"):
-                how = "is stopped" if state in "Tt" else "has died"
-                absent.append(f"rank {number} (process {identity['pid']}) {how}")
-    return absent
+    how = {"Z": "has died", "T": "is stopped"}
+    return [f"rank {number} (process {pid}) {how[is_.state]}" for number, pid, is_ in _others() if is_.state in how]
+
+
+def kill_stopped_ranks() -> None:
+    """Kills the ranks of this machine that are stopped: for those that nobody waits for but their launcher."""
+    for _, pid, status in _others():
+        if status.state == "T":
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def part() -> None:
+    """Waits until no rank of this machine can be left behind, stopped, with a launcher that waits for it for ever.
+
+    All wait until all are here, and the first of them for the end of the others. What is stopped meanwhile is killed
+    after as long as ranks wait for each other.
+    """
+    if not (numbers := [number for number, *_ in _others()]):
+        return
+    Path("/proc/self/comm").write_text(LEAVING)
+    stopped_seconds = 0.0
+    while states := [is_.state for _, _, is_ in _others() if is_.name != LEAVING or rank() < min(numbers)]:
+        if set(states) == {"Z"}:
+            break
+        stopped_seconds = stopped_seconds + LOOK_SECONDS if "T" in states else 0.0
+        if stopped_seconds > _identities[0]["timeout"]:
+            print(f"note: the run is at its end, and {'; '.join(absent_ranks())}: killed", file=sys.stderr, flush=True)
+            kill_stopped_ranks()
+        time.sleep(LOOK_SECONDS)
 
 
 def leave_process_group() -> None:

@@ -191,8 +191,8 @@ MUTANTS = (
     Mutant(
         "the ranks of a second attempt find what the first left",
         "rl/joining.py",
-        "{launched_at}_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
-        "{launched_at}",
+        'return attempt / "ranks"',
+        'return attempt.parent / "ranks"',
         "tests/programs/test_faults.py -k started_again",
     ),
     Mutant(

@@ -1,9 +1,22 @@
 """Who the ranks are, whoever started them."""
 
+import _ctypes
+import contextlib
 import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
+from rl import joining
 from rl.joining import end_with_launcher, rank, take_slurm_ranks, world_size
 
 SLURM = {
@@ -60,11 +73,100 @@ def test_the_first_node_is_found_in_slurms_list(
     assert os.environ["MASTER_ADDR"] == first
 
 
+@contextlib.contextmanager
+def process(command: str, **variables: str) -> Iterator[int]:
+    """A process of bash, once it has said that it is ready."""
+    started = subprocess.Popen(
+        ["bash", "-c", f"{command}; echo; read"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables
+    )
+    with started:
+        assert started.stdout is not None
+        started.stdout.readline()
+        try:
+            yield started.pid
+        finally:
+            started.kill()
+
+
+def test_the_launcher_is_found_behind_wrapper_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    with process(":", TORCHELASTIC_RUN_ID="x") as wrapper:
+        monkeypatch.setattr("os.getppid", lambda: wrapper)
+        assert joining._launcher() == os.getpid()
+
+
 def test_a_rank_whose_launcher_died_before_it_looked_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    monkeypatch.setattr("ctypes.CDLL", lambda _: type("Library", (), {"prctl": staticmethod(lambda *_: 0)}))
-    end_with_launcher()
-    monkeypatch.setattr("os.getppid", lambda: 1)
-    with pytest.raises(SystemExit) as exit_:
+    with process(":") as heir:  # of the processes that a launcher left: init, or what systemd or a container has for it
+        for parent in (heir, 2**22):
+            monkeypatch.setattr("os.getppid", lambda parent=parent: parent)
+            with pytest.raises(SystemExit) as exit_:
+                end_with_launcher()
+            assert exit_.value.code == 143
+
+
+def test_a_rank_is_asked_to_stop_when_its_launcher_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    library = tmp_path / "libtorch.so"
+    shutil.copy(_ctypes.__file__, library)
+    with process(
+        f"exec {sys.executable} -c 'import ctypes; ctypes.CDLL(\"{library}\"); print(flush=True); input()'"
+    ) as pid:
+        monkeypatch.setattr("os.getppid", lambda: pid)
         end_with_launcher()
-    assert exit_.value.code == 143
+        assert not asked.is_set()
+    assert asked.wait(10)
+
+
+def met(monkeypatch: pytest.MonkeyPatch, *processes: int) -> None:
+    """Has these processes be the ranks that have met."""
+    identities = [
+        {"pid": pid, "started_at": joining._status(pid).started_at, "host": socket.gethostname(), "timeout": 0.2}
+        for pid in processes
+    ]
+    monkeypatch.setattr(joining, "_identities", identities)
+
+
+def part() -> None:
+    name = Path("/proc/self/comm").read_text()
+    try:
+        joining.part()
+    finally:
+        Path("/proc/self/comm").write_text(name)
+
+
+def test_the_first_rank_ends_one_that_is_stopped_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with process(":") as pid:
+        met(monkeypatch, os.getpid(), pid)
+        os.kill(pid, signal.SIGSTOP)
+        part()
+        assert joining.absent_ranks() == [f"rank 1 (process {pid}) has died"]
+    assert capsys.readouterr().err == f"note: the run is at its end, and rank 1 (process {pid}) is stopped: killed\n"
+
+
+def test_other_ranks_wait_for_the_first_to_leave_and_end_it_if_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with process("printf rl-leaving > /proc/$$/comm") as pid:
+        met(monkeypatch, pid, os.getpid())
+        part()
+        assert joining.absent_ranks() == []
+    with process(":") as pid:
+        met(monkeypatch, pid, os.getpid())
+        os.kill(pid, signal.SIGSTOP)
+        part()
+        assert joining.absent_ranks() == [f"rank 0 (process {pid}) has died"]
+
+
+def test_a_process_that_has_a_dead_ranks_number_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with process(":") as pid:
+        met(monkeypatch, os.getpid(), pid)
+        joining._identities[1]["started_at"] = "1"
+        os.kill(pid, signal.SIGSTOP)
+        while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
+        joining.kill_stopped_ranks()
+        with pytest.raises(psutil.TimeoutExpired):
+            psutil.Process(pid).wait(0.2)

@@ -14,13 +14,13 @@ from typing_extensions import Self
 
 from rl.distributed import Ranks
 from rl.errors import DiskError, RanksError, StopError
+from rl.interrupts import is_second
 from rl.rollout import AnyCollector
 from rl.seeding import split_mix
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAVE = signal.SIGUSR1
 MAX_FAILED_WRITES = 3  # in a row, before the run gives up
-SECOND_TIME_SECONDS = 1.0  # a launcher hands a terminal's Ctrl-C on to ranks that have had it already
 SAID = ("Asked/stop", "Asked/save", "Asked/drifted")
 PIECE_BITS = 20  # of a checksum: sums of squares of such numbers are exact in float64
 
@@ -57,7 +57,7 @@ class Requests:
             self.save = True
         elif not self.in_loop:
             raise StopError(number, f"{signal.Signals(number).name}, outside of the updates: nothing is lost")
-        elif number == signal.SIGINT and self.stop and time.monotonic() - self.stop_at > SECOND_TIME_SECONDS:
+        elif is_second(self.stop, self.stop_at, number):
             raise KeyboardInterrupt
         elif not self.stop:
             self.stop, self.stop_at = number, time.monotonic()

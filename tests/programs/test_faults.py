@@ -107,8 +107,12 @@ def test_a_killed_rank_is_named_and_no_process_is_left() -> None:
         victim = program.rank(1)
         victim.kill()
         error = program.end(within=30)
-    assert error.count(f"error: ranks have lost each other: rank 1 (process {victim.pid}) has died") == 1
-    assert "exitcode  : 69" in error
+    line = f"ranks have lost each other: rank 1 (process {victim.pid}) has died"
+    assert error.count(f"error: {line}") == 1
+    # The launcher's last lines repeat it, with torch's own word of the rank that died.
+    assert error.count(f"traceback : {line}") == 1 and "exitcode  : 69" in error
+    (said,) = Path().glob("logs/*/*/exit.json")
+    assert json.loads(said.read_text())["exit_code"] == 69
 
 
 def test_a_rank_that_is_stopped_is_named_after_the_time_limit() -> None:
@@ -123,13 +127,29 @@ def test_a_rank_that_is_stopped_is_named_after_the_time_limit() -> None:
         stopped.train()
         stopped.process.send_signal(signal.SIGSTOP)
         error = other.end(within=40)
+        assert stopped.process.wait(10) == -signal.SIGKILL  # what hangs in a run that has ended is nobody's
     assert other.process.returncode == 69
     assert f"error: ranks have lost each other: rank 0 (process {stopped.process.pid}) is stopped" in error
 
 
-def test_a_killed_launcher_leaves_no_rank_and_a_checkpoint() -> None:
-    command = fabric_command("train_fabric.py", *ENDLESS.split(), ranks=2)
+def test_a_second_interrupt_ends_all_ranks_though_one_is_stopped() -> None:
+    command = fabric_command("train_fabric_decoupled.py", *ENDLESS.split(), ranks=3)
     with started(*command) as program:
+        program.train()
+        program.rank(2).send_signal(signal.SIGSTOP)
+        for _ in range(2):
+            program.process.send_signal(signal.SIGINT)
+            time.sleep(1.5)
+        error = program.end(within=15)  # launchers wait for 30 s, and ranks for 300
+    assert error.count("interrupted\n") == 1
+
+
+def test_a_launcher_that_is_killed_leaves_no_rank_and_a_checkpoint_though_a_script_stands_between() -> None:
+    script = Path("wrap.sh")
+    script.write_text(f'#!/bin/bash\nulimit -c 0; {sys.executable} {ROOT / "train_torch.py"} "$@"\n')
+    script.chmod(0o755)
+    command = (str(BIN / "torchrun"), "--nproc_per_node=2", "--standalone", "--no-python", str(script.absolute()))
+    with started(*command, *ENDLESS.split()) as program:
         program.train()
         program.process.kill()
         error = program.end(within=30)
@@ -193,7 +213,10 @@ def test_ranks_with_other_flags_are_told_which() -> None:
 def test_a_rank_that_does_not_come_is_named(here: bool) -> None:
     variables = launcher_variables(2 if here else 1) | {"RANK": "0", "LOCAL_RANK": "0"}
     if here:
-        variables["TORCHELASTIC_RUN_ID"] = "x"
+        Path("launcher").mkdir(mode=0o700)
+        error_file = str(Path("launcher/attempt_0/0/error.json").absolute())
+        Path(error_file).parent.mkdir(parents=True)
+        variables |= {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_ERROR_FILE": error_file}
     with started(*ALONE, *SMALL.split(), "--rank-timeout", "2", **variables) as program:
         error = program.end(within=60)
     assert program.process.returncode == 69

@@ -114,6 +114,7 @@ def test_on_a_cpu_fabric_says_that_it_takes_bf16_for_fp16_and_learns() -> None:
     result = fabric(*SMALL, "--total-timesteps", "60000", "--num-envs", "32", options=("--precision=16-mixed",))
     succeeded(result)
     assert "bf16-mixed" in result.stderr
+    assert json.loads((run_folder("fabric_logs") / "config.json").read_text())["precision"] == "bf16-mixed"
     agent = agent_of(run_folder("fabric_logs"))
     assert all(parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in agent.values())
     # Any precision soon keeps the mass on the track longer than a random policy, which gets 18.

@@ -394,8 +394,9 @@ def test_another_program_refuses_the_run(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr("sys.argv", ["x", "--resume", str(as_it_was(folder, 2))])
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "2")
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR"):
         monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     with pytest.raises(SystemExit) as exit_:
         command_line(train_fabric_decoupled.main, {"ppo": DecoupledConfig()}, train_fabric_decoupled.PROGRAM)
     assert exit_.value.code == 65
