@@ -95,8 +95,12 @@ class Attempt:
 
     def last_step(self) -> int | None:
         """The last step of which the run spoke."""
+        return next(reversed(self.steps()), None)
+
+    def steps(self) -> list[int]:
+        """All steps of which the run spoke."""
         spoken = [line for line in self.output.read_text().splitlines() if " episodes, " in line and " of " in line]
-        return int(spoken[-1].split("episodes, ")[1].split(" of ")[0].replace(",", "")) if spoken else None
+        return [int(line.split("episodes, ")[1].split(" of ")[0].replace(",", "")) for line in spoken]
 
     def left_over(self) -> list[psutil.Process]:
         """The processes that are still there some seconds after their launcher has gone."""

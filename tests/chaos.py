@@ -3,7 +3,7 @@
     python -m tests.chaos --faults 100 --seed 1
 
 Every run is first left alone; then it is started again, and again, under faults, until it is complete. What it then
-ends with must be that of the run left alone, to the bit.
+ends with must be that of the run left alone, to the bit. Some go on for longer after that, and are killed once more.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,11 @@ from tests.attempts import DECOUPLED, FABRIC, PATIENCE_SECONDS, TORCH, Attempt, 
 from tests.programs.launch import log_of
 from tests.states import differences, final_state
 
+EXTENDED = "kill a complete run that goes on"
 FAULTS = (
     *("kill rank", "kill launcher", "kill in save", "kill environment"),
     *("SIGTERM rank", "SIGTERM launcher", "SIGINT all", "SIGSTOP rank"),
+    EXTENDED,
 )
 
 
@@ -168,6 +170,30 @@ def harass(
     report.failed_resumes.append(f"{program}: not complete")
 
 
+def extend(program: Program, folder: Path, report: Report) -> None:
+    """Has a complete run go on for twice as long, and kills it once it has a checkpoint; it may not go back then."""
+    total = 2 * int(program.flags.split("--total-timesteps ")[1].split()[0])
+    longer = replace(program, flags=f"{program.flags} --total-timesteps {total}")
+    end = newest(folder, report)
+    for killed in (True, False):
+        before = newest(folder, report)
+        attempt = Attempt(longer, folder)
+        try:
+            deadline = time.monotonic() + 4 * PATIENCE_SECONDS
+            while attempt.launcher.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+                if killed and (newest(folder, report) or before)["run"]["step"] > end["run"]["step"]:
+                    attempt.launcher.kill()
+                    report.faults[EXTENDED] += 1
+            report.orphans += [f"{program} after {EXTENDED}: {process.cmdline()}" for process in attempt.left_over()]
+        finally:
+            attempt.end()
+        if attempt.steps() and attempt.steps()[0] <= before["run"]["step"]:
+            report.failed_resumes.append(f"{program}: went back from {before['run']} to {attempt.steps()[0]}")
+    if newest(folder, report)["run"]["step"] < total:
+        report.failed_resumes.append(f"{program}: not complete after it went on")
+
+
 def endure(
     fault: str, program: Program, attempt: Attempt, seconds: float, generator: random.Random, report: Report
 ) -> None:
@@ -220,9 +246,11 @@ def main() -> None:
                 folder = Path(temporary, f"run{number}_{round_}")
                 folder.mkdir()
                 faults = generator.sample(FAULTS, min(3, arguments.faults - report.faults.total()))
-                harass(program, folder, faults, seconds, generator, report)
+                harass(program, folder, [fault for fault in faults if fault != EXTENDED], seconds, generator, report)
                 if found := differences(expected, end_of(folder)):
                     report.different.append(f"{program}: {found[:5]}")
+                if EXTENDED in faults:
+                    extend(program, folder, report)
                 print(f"{program.name} {program.ranks} {faults}: {report.faults.total()} faults", flush=True)
                 if report.faults.total() >= arguments.faults:
                     break
