@@ -88,6 +88,7 @@ class LeftError(UserError):
     """Something ended the process as if all was well, before the end of the run."""
 
     exit_code = 1
+    of_one_rank = True
 
 
 class StopError(BaseException):

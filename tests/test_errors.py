@@ -79,6 +79,12 @@ def test_a_process_that_something_ends_before_the_run_has_not_done_well(
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", "5", "null", "[" * 200_000, '{"exit_code": null, "message": 1}'])
+def test_a_file_that_does_not_say_how_a_run_ended_says_nothing(content: str, tmp_path: Path) -> None:
+    (tmp_path / "exit.json").write_text(content)
+    assert how_ended(tmp_path) is None
+
+
 def test_after_the_end_of_a_run_its_exit_code_stays(tmp_path: Path) -> None:
     exit_file.keep_in(tmp_path)
     exit_file.write(0, "complete")
