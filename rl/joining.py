@@ -150,19 +150,7 @@ def join_ranks(backend: str, flags: Mapping[str, Any], timeout_seconds: float, f
     if local_world_size() == world_size() and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    if (file := _meeting_place()) is not None:
-        store: Any = dist.FileStore(str(file), world_size())  # type: ignore[attr-defined]
-        store.set_timeout(timeout)
-    else:
-        try:
-            store, _, _ = next(rendezvous("env://", timeout=timeout))
-        except dist.DistError as error:
-            address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            if "EADDRINUSE" in str(error):
-                raise ConnectionError(f"another program listens on {address}; choose another port") from error
-            raise TimeoutError(
-                f"ranks have not met at {address} in {timeout_seconds:g} s ({str(error).splitlines()[0]})"
-            ) from error
+    store = _open_store(timeout)
     # Process numbers are used again: with the time at which it started it is this process.
     process = {"pid": os.getpid(), "started_at": _status(os.getpid()).started_at, "host": socket.gethostname()}
     mine = process | {"flags": dict(flags), "folder": folder, "timeout": timeout_seconds}
@@ -187,6 +175,22 @@ def folder_of_rank_0() -> str:
     """What rank 0 joined with."""
     folder: str = _identities[0]["folder"]
     return folder
+
+
+def _open_store(timeout: timedelta) -> Any:
+    """Where ranks meet: in a file, or at the address that their launcher names; raises as `join_ranks` does."""
+    if (file := _meeting_place()) is not None:
+        store = dist.FileStore(str(file), world_size())  # type: ignore[attr-defined]
+        store.set_timeout(timeout)
+        return store
+    try:
+        return next(rendezvous("env://", timeout=timeout))[0]
+    except dist.DistError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        if "EADDRINUSE" in str(error):
+            raise ConnectionError(f"another program listens on {address}; choose another port") from error
+        reason = str(error).splitlines()[0]
+        raise TimeoutError(f"ranks have not met at {address} in {timeout.total_seconds():g} s ({reason})") from error
 
 
 def _meeting_place() -> Path | None:
