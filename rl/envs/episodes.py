@@ -17,7 +17,7 @@ from gymnasium.vector.async_vector_env import _async_worker
 from numpy.typing import NDArray
 
 from rl.envs.watchdog import progress
-from rl.errors import UserError, described, one_line
+from rl.errors import StopError, UserError, described, one_line
 from rl.joining import rank, signal_at_parents_death
 from rl.seeding import episode_seed
 
@@ -41,7 +41,7 @@ def note(text: str) -> None:
 def from_outside(error: BaseException) -> bool:
     """Whether a signal's handler raised it, and not the environment that happened to run."""
     if not isinstance(error, KeyboardInterrupt):
-        return isinstance(error, UserError)
+        return isinstance(error, UserError | StopError)
     handler = signal.getsignal(signal.SIGINT)
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return handler is signal.default_int_handler or getattr(handler, "__code__", None) is frame.f_code
