@@ -252,6 +252,17 @@ class EndlessReward(Probe):
     length = 1_000_000
 
 
+class StopOrGo(Probe):
+    """To stop pays 1 and ends the episode, to go on pays 0.5: at first stopping looks better, and going on is best."""
+
+    def observe(self) -> Obs:
+        return np.ones(1, np.float32)
+
+    def reward(self, action: Any) -> float:
+        self.length = self.elapsed + 1 if action == 0 else 0
+        return 1.0 if action == 0 else 0.5
+
+
 def reset_in_the_next_step(num_envs: int) -> SyncVectorEnv:
     """`ConstantReward`, whose every second row is the step that resets it and rewards with 0.
 
@@ -285,6 +296,7 @@ for probe, limit in (
     (Breaking, None),
     (Stopped, None),
     (EndlessReward, 5),
+    (StopOrGo, 50),
 ):
     gym.register(f"{probe.__name__}-v0", entry_point=probe, max_episode_steps=limit)
 gym.register("ResetInNextStep-v0", entry_point=ConstantReward, vector_entry_point=reset_in_the_next_step)

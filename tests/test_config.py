@@ -171,6 +171,7 @@ BAD_INPUT = [
     ("--clip-coef 0", "--clip-coef 0.0: must be a finite number above 0"),
     ("--target-kl -1", "--target-kl -1.0: must be a finite number above 0"),
     ("--max-grad-norm 0", "--max-grad-norm 0.0: must be"),
+    ("--max-grad-norm nan", "--max-grad-norm nan: must be"),
     ("--gamma 1.5", "--gamma 1.5: must lie between 0 and 1"),
     ("--gae-lambda -0.1", "--gae-lambda -0.1: must lie between 0 and 1"),
     ("--ent-coef inf", "--ent-coef inf: must be a finite number"),

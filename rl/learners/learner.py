@@ -35,14 +35,15 @@ class Learner(ABC, Generic[EstimatesType, RowsType]):
     gamma: float = 0.95
     """Discount factor."""
     max_grad_norm: float = 0.5
-    """Norm to which longer gradients are shortened."""
+    """Norm to which longer gradients are shortened; inf leaves them as they are."""
 
     def check(self, rows_per_rank: int) -> None:
         """Raises `UserError` for a value that cannot work where a rank learns from so many rows."""
         require(self.num_steps >= 1, "--num-steps", self.num_steps, "must be at least 1")
         require(0 <= self.gamma <= 1, "--gamma", self.gamma, "must lie between 0 and 1")
-        for flag, value in (("--learning-rate", self.learning_rate), ("--max-grad-norm", self.max_grad_norm)):
-            require(0 < value < math.inf, flag, value, "must be a finite number above 0")
+        rate = self.learning_rate
+        require(0 < rate < math.inf, "--learning-rate", rate, "must be a finite number above 0")
+        require(self.max_grad_norm > 0, "--max-grad-norm", self.max_grad_norm, "must be above 0; inf clips nothing")
 
     def learning_rate_at(self, progress: float) -> float:
         """The learning rate after this fraction of the run."""

@@ -20,7 +20,7 @@ class Estimates(NamedTuple):
 
     return_to_go: Tensor  # [T, N]
     advantage: Tensor  # [T, N], the same, or with a baseline what it exceeds that by
-    sums: Tensor  # [4] float64, the `weighted_sums` of advantages
+    sums: Tensor  # [6] float64, the `weighted_sums` of advantages and of the ends of episodes
 
 
 class Rows(NamedTuple):
@@ -31,6 +31,7 @@ class Rows(NamedTuple):
     return_to_go: Tensor
     advantage: Tensor  # normalised if the flag says so
     weight: Tensor  # 0 for rows to leave out; 1 on average over all ranks
+    rows_per_episode: Tensor  # of all ranks together, the same in every row
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Reinforce(Learner[Estimates, Rows]):
     """Steps of each environment after which it is seen whether all episodes of an update have ended."""
     learning_rate: float = 1e-2
     gamma: float = 0.99
+    max_grad_norm: float = math.inf
     episodes_per_env: int = 1
-    """Episodes of each environment in an update; with --num-envs 1 and a single rank, 1 is the textbook's REINFORCE."""
+    """Episodes of each environment in an update."""
     max_episode_steps: int = 10_000
     """Steps of each environment after which an update goes on without the episodes that have not ended."""
     normalize_returns: bool = True
@@ -69,20 +71,22 @@ class Reinforce(Learner[Estimates, Rows]):
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Estimates:
         """Returns-to-go, and advantages."""
-        return_to_go = returns_to_go(rollout.reward, rollout.terminated | rollout.truncated, self.gamma)
+        ended = rollout.terminated | rollout.truncated
+        return_to_go = returns_to_go(rollout.reward, ended, self.gamma)
         advantage = return_to_go - rollout.value if self.baseline else return_to_go
-        return Estimates(return_to_go, advantage, weighted_sums(rollout.weight, advantage))
+        return Estimates(return_to_go, advantage, weighted_sums(rollout.weight, advantage, ended))
 
     def prepare(
         self, rollout: Rollout, estimates: Estimates, sum_over_ranks: Callable[[Tensor], Tensor]
     ) -> tuple[Rows, Metrics]:
         """A rollout's rows [T·N, ...]. Moments and weights are those of all ranks, by one sum over them."""
-        num_ranks, total, *moments = sum_over_ranks(estimates.sums).unbind()
+        num_ranks, total, *moments, num_episodes, _ = sum_over_ranks(estimates.sums).unbind()
         advantage = estimates.advantage
         if self.normalize_returns:
             advantage = standardised(advantage, total, *moments)
         weight = normalised_weight(rollout.weight, num_ranks, total)
-        rows = Rows(rollout.obs, rollout.action, estimates.return_to_go, advantage, weight)
+        rows_per_episode = (total / num_episodes.clamp(min=1)).float().expand_as(weight)
+        rows = Rows(rollout.obs, rollout.action, estimates.return_to_go, advantage, weight, rows_per_episode)
         return map_tensors(lambda field: field.flatten(0, 1), rows), {}
 
     def minibatches(self, rows: Rows, shuffle: Shuffle) -> Iterator[Rows]:
@@ -94,12 +98,16 @@ class Reinforce(Learner[Estimates, Rows]):
         return 1, num_rows
 
     def loss(self, agent: Policy, rows: Rows) -> tuple[Tensor, Metrics]:
-        """Minus the log-probabilities of the actions, times what they led to (Williams 1992, eq. 11)."""
+        """Minus the log-probabilities of the actions, times what they led to (Williams 1992, eq. 11).
+
+        The gradient sums over the steps of an episode, and takes the mean over episodes. A mean over steps would divide
+        what long episodes say by their length, which depends on the actions: no policy gradient of the return.
+        """
         distribution, value = agent(rows.obs)
         policy_loss = -weighted_mean(distribution.log_prob(rows.action) * rows.advantage, rows.weight)
         value_loss = weighted_mean((value - rows.return_to_go).square(), rows.weight)
         # Without a baseline the critic's gradients are 0, but there: DDP waits for every parameter's.
-        loss = policy_loss + self.vf_coef * self.baseline * value_loss
+        loss = rows.rows_per_episode.mean() * policy_loss + self.vf_coef * self.baseline * value_loss
         metrics = {
             "Loss/policy_loss": policy_loss.detach(),
             "Loss/value_loss": value_loss.detach(),

@@ -50,6 +50,44 @@ def test_the_gradient_on_a_two_armed_bandit_is_the_analytic_one() -> None:
     assert torch.allclose(-bandit.logits.grad, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_the_gradient_sums_over_an_episode_and_takes_the_mean_over_episodes(num_ranks: int) -> None:
+    # The first environment's episode has one step, the second's three; what follows an episode counts for nothing.
+    action = torch.tensor([[0, 1], [1, 1], [1, 0]])
+    reward = torch.tensor([[1.0, 0.5], [9.0, 0.5], [9.0, 1.0]])
+    ended = torch.tensor([[True, False], [False, False], [False, True]])
+    weight = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    rollout = pulled(action, reward)._replace(terminated=ended, truncated=torch.zeros_like(ended), weight=weight)
+    learner, bandit = Reinforce(gamma=0.9, normalize_returns=False), Bandit()
+    parts = [Rollout(*(field[:, n::num_ranks] for field in rollout)) for n in range(num_ranks)]
+    estimates = [learner.estimate(bandit, part) for part in parts]
+    total = sum(estimate.sums for estimate in estimates)
+    for part, estimate in zip(parts, estimates, strict=True):
+        rows, _ = learner.prepare(part, estimate, lambda _: total)
+        (learner.loss(bandit, rows)[0] / num_ranks).backward()  # DDP takes the mean of the ranks' gradients
+    stop, go = (torch.eye(2)[a] - torch.softmax(bandit.logits.detach(), 0) for a in (0, 1))  # grad log pi
+    returns = (0.5 + 0.9 * 0.5 + 0.81 * 1.0, 0.5 + 0.9 * 1.0, 1.0)
+    expected = (1.0 * stop + returns[0] * go + returns[1] * go + returns[2] * stop) / 2
+    assert torch.allclose(-bandit.logits.grad, expected, rtol=1e-5)
+
+
+def test_losses_that_are_logged_are_means_over_rows() -> None:
+    action = torch.tensor([[1], [1], [0]])
+    ended = torch.tensor([[False], [False], [True]])
+    rollout = pulled(action, torch.tensor([[0.5], [0.5], [1.0]]))._replace(terminated=ended)
+    rollout = rollout._replace(truncated=torch.zeros_like(ended))
+    learner, bandit = Reinforce(gamma=1.0, normalize_returns=False), Bandit()
+    metrics = learner.loss(bandit, rows_of(learner, bandit, rollout))[1]
+    log_prob = torch.log_softmax(bandit.logits.detach(), 0)
+    expected = {
+        "Loss/policy_loss": -((2.0 + 1.5) * log_prob[1] + 1.0 * log_prob[0]) / 3,
+        "Loss/value_loss": (2.0**2 + 1.5**2 + 1.0**2) / 3,
+        "Loss/entropy_loss": (log_prob.exp() * log_prob).sum(),
+    }
+    for name, value in expected.items():
+        assert metrics[name].item() == pytest.approx(float(value), rel=1e-5), name
+
+
 def test_a_baseline_leaves_the_expected_gradient_as_it_is() -> None:
     gradients = []
     for baseline in (False, True):
