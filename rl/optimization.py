@@ -43,14 +43,54 @@ def make_adam(weights: Weights, learning_rate: float, *, fused: bool) -> Adam:
     vector = weights.vector
     on_gpu = vector.device.type == "cuda"
     rate = torch.tensor(learning_rate, device=vector.device)
-    optimizer = Adam([vector], lr=rate, betas=BETAS, eps=EPS, fused=fused, capturable=on_gpu)
+    kind = Adam if vector.dtype == torch.float32 else RoundingAdam
+    optimizer = kind([vector], lr=rate, betas=BETAS, eps=EPS, fused=fused, capturable=on_gpu)
     # What the first step would make, so that a compiled or captured step finds it.
     optimizer.state[vector] = {
         "step": torch.zeros((), device=vector.device),
-        "exp_avg": torch.zeros_like(vector),
-        "exp_avg_sq": torch.zeros_like(vector),
+        "exp_avg": torch.zeros_like(vector, dtype=torch.float32),
+        "exp_avg_sq": torch.zeros_like(vector, dtype=torch.float32),
     }
     return optimizer
+
+
+class RoundingAdam(Adam):
+    """Adam in float32, whose weights in bf16 are rounded after the step.
+
+    A step changes the second moment by a thousandth, of which the 8 bits of a bf16 number know nothing. A step of less
+    than half a weight's last bit is lost all the same.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step; torch's own wants moments of the weights' precision."""
+        adam_step(self)
+
+
+def adam_step(optimizer: Adam) -> None:
+    """What `Adam.step` does, without its hooks, which no compiler sees through."""
+    (group,) = optimizer.param_groups
+    (vector,) = group["params"]
+    state, exact = optimizer.state[vector], vector.detach().float()  # the vector itself, if it is float32
+    adam(
+        [exact],
+        [vector.grad.float()],
+        [state["exp_avg"]],
+        [state["exp_avg_sq"]],
+        [],
+        [state["step"]],
+        foreach=False,
+        capturable=group["capturable"],
+        amsgrad=False,
+        beta1=BETAS[0],
+        beta2=BETAS[1],
+        lr=group["lr"],
+        weight_decay=0.0,
+        eps=EPS,
+        maximize=False,
+    )
+    if vector.dtype != exact.dtype:
+        vector.copy_(exact)
 
 
 def gradient_metrics(norm: Tensor, ranks: Ranks, *, scaled: bool) -> Metrics:
@@ -138,26 +178,7 @@ class GradientStep:
     def _apply(self) -> Metrics:
         norm = clip_grad_norm_([self.weights.vector], self.learner.max_grad_norm, foreach=False)
         self.weights.keep_finite(norm)
-        (group,), vector = self.optimizer.param_groups, self.weights.vector
-        state = self.optimizer.state[vector]
-        # `Adam.step` does the same, behind hooks that no compiler sees through.
-        adam(
-            [vector],
-            [self.weights.gradient],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
-            [],
-            [state["step"]],
-            foreach=False,
-            capturable=group["capturable"],
-            amsgrad=False,
-            beta1=BETAS[0],
-            beta2=BETAS[1],
-            lr=group["lr"],
-            weight_decay=0.0,
-            eps=EPS,
-            maximize=False,
-        )
+        adam_step(self.optimizer)
         return gradient_metrics(norm, self.ranks, scaled=False)
 
     def _apply_scaled(self) -> Metrics:

@@ -70,12 +70,13 @@ def test_gradient_steps_are_those_of_autograd_and_adam(
     batches = minibatches(kind, 601)
     metrics = [step(rows) for rows in batches]
     expected, norms = reference(kind, batches)
-    assert torch.allclose(weights.vector, expected, atol=1e-5)
+    # Where a gradient is as small as Adam's epsilon, its rounding is a thousandth of a step of 1e-2.
+    assert torch.allclose(weights.vector, expected, atol=1e-4)
     assert torch.equal(weight_vector(policy), weights.vector)
-    assert [float(m["Info/grad_norm"]) for m in metrics] == pytest.approx(norms, rel=1e-4)
+    assert [float(m["Info/grad_norm"]) for m in metrics] == pytest.approx(norms, rel=1e-3)
     loss_metrics = LEARNER.loss(agent(kind), batches[0])[1]
     for name, value in loss_metrics.items():
-        assert float(metrics[0][name]) == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
+        assert float(metrics[0][name]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), name
 
 
 def test_compiled_bf16_products_stay_near_those_of_fp32() -> None:
@@ -106,7 +107,7 @@ def test_a_loss_scaler_skips_a_gradient_that_is_not_finite_and_scales_the_others
     assert scaler.get_scale() == 2.0**9
     for rows in batches:
         step(rows)
-    assert torch.allclose(weights.vector, reference("discrete", batches)[0], atol=1e-5)
+    assert torch.allclose(weights.vector, reference("discrete", batches)[0], atol=1e-4)
 
 
 def test_weights_are_views_of_one_vector_in_both_directions() -> None:
@@ -124,3 +125,15 @@ def test_weights_are_views_of_one_vector_in_both_directions() -> None:
     value.sum().backward()
     assert weights.gradient.norm() > 0
     assert torch.equal(weights.gradient, torch.cat([p.grad.flatten() for p in policy.parameters()]))
+
+
+def test_adam_keeps_its_moments_in_float32_whatever_the_weights_are() -> None:
+    policy = agent("discrete").to(torch.bfloat16)
+    weights = Weights(policy)
+    adam = make_adam(weights, 1e-4, fused=True)
+    weights.gradient.fill_(0.5)
+    for _ in range(1000):
+        adam.step()
+    # A bf16 moment would stop where a thousandth of it is lost in rounding.
+    assert adam.state[weights.vector]["exp_avg_sq"].mean().item() == pytest.approx(0.25 * (1 - 0.999**1000), rel=1e-3)
+    assert weights.vector.dtype == torch.bfloat16
