@@ -49,7 +49,7 @@ def test_compiled_rollouts_and_estimates_are_those_of_eager_ones(env_id: str, ba
             if env_id == "CustomEnv-v0" and name not in ("log_prob", "value"):
                 assert torch.equal(field, expected), name
             # Pendulum doubles an error of rounding every few steps.
-            assert torch.allclose(field.float(), expected.float(), atol=1e-2 if env_id == "Pendulum-v1" else 1e-5), name
+            assert torch.allclose(field.float(), expected.float(), atol=1e-2 if env_id == "Pendulum-v1" else 1e-4), name
         assert rollout.truncated.any() or rollout.terminated.any() or rollout is rollouts[0]
     for field, expected in zip(estimates, eager_estimates, strict=True):
         assert torch.allclose(field, expected, rtol=1e-2 if env_id == "Pendulum-v1" else 1e-5, atol=1e-2)

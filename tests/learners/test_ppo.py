@@ -54,28 +54,28 @@ def test_the_surrogate_of_a_worked_example() -> None:
     # Ratios 1.5 and 0.5 with clip 0.2: gains are cut at 1.2 · A and losses at 0.8 · A, never the other way.
     log_ratio = torch.tensor([1.5, 1.5, 0.5, 0.5]).log()
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
-    assert clipped_surrogate(log_ratio, advantage, 0.2).tolist() == pytest.approx([-1.2, 1.5, -0.5, 0.8])
+    assert clipped_surrogate(log_ratio, advantage, 0.2).tolist() == pytest.approx([-1.2, 1.5, -0.5, 0.8], rel=1e-5)
 
 
 def test_the_surrogates_gradient_is_cut_exactly_where_a_gain_is_clipped() -> None:
     log_ratio = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1]).log().requires_grad_()
     clipped_surrogate(log_ratio, torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]), 0.2).sum().backward()
-    assert log_ratio.grad.tolist() == pytest.approx([0, 1.5, -0.5, 0, -1.1])
+    assert log_ratio.grad.tolist() == pytest.approx([0, 1.5, -0.5, 0, -1.1], rel=1e-5)
 
 
 def test_the_clipped_value_loss_is_the_larger_of_the_two() -> None:
     value, old_value = torch.tensor([2.0, 2.0, 1.1]), torch.tensor([1.0, 1.0, 1.0])
     target = torch.tensor([2.0, 0.0, 3.0])
-    assert squared_error(value, old_value, target, None).tolist() == pytest.approx([0, 4, 1.9**2])
+    assert squared_error(value, old_value, target, None).tolist() == pytest.approx([0, 4, 1.9**2], rel=1e-5)
     # Clipped to 1.2: errors 0.8 and 1.2; the third is within.
-    assert squared_error(value, old_value, target, 0.2).tolist() == pytest.approx([0.64, 4, 1.9**2])
+    assert squared_error(value, old_value, target, 0.2).tolist() == pytest.approx([0.64, 4, 1.9**2], rel=1e-5)
 
 
 def test_the_first_minibatch_has_ratio_1() -> None:
     agent = agent_for()
     rows = prepare(PPO(), agent, collect(agent))
     _, metrics = PPO().loss(agent, rows)
-    assert metrics["Info/approx_kl"].abs() < 1e-6 and metrics["Info/clip_fraction"] == 0
+    assert metrics["Info/approx_kl"].abs() < 1e-5 and metrics["Info/clip_fraction"] == 0
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -199,7 +199,7 @@ def test_no_reset_row_enters_the_loss() -> None:
     # The remaining rows weigh as if the others had never been there.
     kept = Rows(*(field[~resets.flatten()] for field in clean))
     alone = gradient(learner, moving, kept._replace(weight=torch.ones_like(kept.weight)))
-    assert torch.allclose(gradient(learner, moving, clean), alone, rtol=1e-4, atol=1e-7)
+    assert torch.allclose(gradient(learner, moving, clean), alone, rtol=1e-4, atol=1e-6)
 
 
 def test_advantages_are_normalised_over_the_rows_that_count() -> None:
@@ -209,7 +209,7 @@ def test_advantages_are_normalised_over_the_rows_that_count() -> None:
     kept = raw.advantage[raw.weight > 0]
     expected = (raw.advantage - kept.mean()) / kept.std()
     assert torch.allclose(normalised.advantage, expected, atol=1e-5)
-    assert raw.weight.mean().item() == pytest.approx(1)
+    assert raw.weight.mean().item() == pytest.approx(1, rel=1e-5)
 
 
 def test_explained_variance_is_its_definition() -> None:

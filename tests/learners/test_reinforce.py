@@ -47,7 +47,7 @@ def test_the_gradient_on_a_two_armed_bandit_is_the_analytic_one() -> None:
     learner.loss(bandit, rows_of(learner, bandit, rollout))[0].backward()
     # d E[payoff] / d logit_a = p_a (payoff_a - E[payoff]).
     expected = probability * (payoff - probability @ payoff)
-    assert torch.allclose(-bandit.logits.grad, expected, atol=1e-6)
+    assert torch.allclose(-bandit.logits.grad, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
@@ -68,7 +68,7 @@ def test_the_gradient_sums_over_an_episode_and_takes_the_mean_over_episodes(num_
     stop, go = (torch.eye(2)[a] - torch.softmax(bandit.logits.detach(), 0) for a in (0, 1))  # grad log pi
     returns = (0.5 + 0.9 * 0.5 + 0.81 * 1.0, 0.5 + 0.9 * 1.0, 1.0)
     expected = (1.0 * stop + returns[0] * go + returns[1] * go + returns[2] * stop) / 2
-    assert torch.allclose(-bandit.logits.grad, expected, rtol=1e-5)
+    assert torch.allclose(-bandit.logits.grad, expected, rtol=1e-4)
 
 
 def test_losses_that_are_logged_are_means_over_rows() -> None:
@@ -98,7 +98,7 @@ def test_a_baseline_leaves_the_expected_gradient_as_it_is() -> None:
         rollout = pulled(action, payoff[action])._replace(weight=probability[action], value=torch.full((1, 2), 1.7))
         learner.loss(bandit, rows_of(learner, bandit, rollout))[0].backward()
         gradients.append(bandit.logits.grad)
-    assert torch.allclose(*gradients, atol=1e-6)
+    assert torch.allclose(*gradients, atol=1e-5)
 
 
 def test_returns_to_go_are_discounted_sums_to_the_episodes_end() -> None:
@@ -120,8 +120,8 @@ def test_normalised_returns_have_mean_0_and_deviation_1_over_the_rows_that_count
     rollout = pulled(action, torch.tensor([[1.0, 2.0, 6.0, 99.0]]))._replace(weight=torch.tensor([[1.0, 1, 1, 0]]))
     rows = rows_of(Reinforce(), Bandit(), rollout)
     counted = rows.advantage[:3]
-    assert counted.mean().item() == pytest.approx(0, abs=1e-6) and counted.std().item() == pytest.approx(1, abs=1e-6)
-    assert rows.weight.tolist() == pytest.approx([4 / 3] * 3 + [0])
+    assert counted.mean().item() == pytest.approx(0, abs=1e-5) and counted.std().item() == pytest.approx(1, abs=1e-5)
+    assert rows.weight.tolist() == pytest.approx([4 / 3] * 3 + [0], rel=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["gymnasium", "tensor"])
