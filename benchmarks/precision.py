@@ -1,7 +1,7 @@
 """Trains every learner in every precision on many seeds: returns, memory and speed; or finds the width that pays.
 
 python benchmarks/precision.py --seeds 3
-python benchmarks/precision.py --tasks actor-critic --precisions 32-true bf16-mixed --seeds 10
+python benchmarks/precision.py --tasks actor-critic --precisions 32-true bf16-mixed --seeds 20 --first-seed 21 --ranks 2
 python benchmarks/precision.py --tasks width --widths 64 256 1024 4096 8192 --cuda     # with a GPU
 python benchmarks/precision.py --tasks width --widths 64 128                           # the same, small, on a CPU
 """
@@ -21,7 +21,7 @@ TASKS = {
     " --per-rank-batch-size 128 --learning-rate 2e-3 --gae-lambda 0.9",
     "actor-critic": "actor-critic",
     "actor-critic-cartpole": f"actor-critic {CARTPOLE} --total-episodes None --buffer-size 512"
-    " --per-rank-batch-size 256 --vf-coef 0.5",
+    " --per-rank-batch-size 256 --no-normalize-values --vf-coef 0.5 --ent-coef 0.05",
     "reinforce": "reinforce",
     "reinforce-custom": "reinforce --env-id CustomEnv-v0 --gamma 0.95",
     "width": "ppo --env-backend tensor --no-shared-encoder --eval-episodes 1",
@@ -40,21 +40,27 @@ class Arguments:
     widths: list[int] = field(default_factory=lambda: [64])
     """Hidden sizes, for the task width."""
     seeds: int = 3
-    """How many seeds, from 1."""
+    """How many seeds."""
+    first_seed: int = 1
+    """The first of them."""
+    ranks: int = 1
+    """Ranks of a run."""
     at_once: int = 1
     """Runs at the same time, each on a thread of its own; they slow each other down alike."""
     cuda: bool = False
     """On a GPU."""
 
 
-def train(task: str, precision: str, width: int | None, seed: int, cuda: bool) -> dict[str, list[float]]:
+def train(arguments: Arguments, seed: int, task: str, precision: str, width: int | None) -> dict[str, list[float]]:
     """One run's scalars."""
+    cuda = arguments.cuda
     flags = f"{TASKS[task]} --precision {precision} --seed {seed}"
     if task == "width":
         num_envs = 16384 if cuda else 64
         flags += f" --hidden-size {width} --num-envs {num_envs} --num-steps 32 --total-timesteps {num_envs * 32 * 20}"
     variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    scalars, _ = run_program("train_torch.py", [*flags.split(), *(["--cuda"] * cuda)], ranks=1, variables=variables)
+    all_flags = [*flags.split(), *(["--cuda"] * cuda)]
+    scalars, _ = run_program("train_torch.py", all_flags, ranks=arguments.ranks, variables=variables)
     return scalars
 
 
@@ -69,10 +75,8 @@ def main(arguments: Arguments) -> None:
             for width in (arguments.widths if task == "width" else [None])
             for precision in arguments.precisions
         ]
-        started = [
-            (row, [pool.submit(train, *row, seed, arguments.cuda) for seed in range(1, arguments.seeds + 1)])
-            for row in rows
-        ]
+        seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+        started = [(row, [pool.submit(train, arguments, seed, *row) for seed in seeds]) for row in rows]
         for (task, precision, width), futures in started:
             runs = [future.result() for future in futures]
             greedy = sorted(run["Test/cumulative_reward"][0] for run in runs)

@@ -50,12 +50,14 @@ class ActorCritic(Learner[Sums, Transitions]):
     """Transitions that each rank's replay buffer keeps."""
     rho_clip: float = 2.0
     """Largest weight of an action that the present policy prefers to the one that acted."""
+    normalize_values: bool = True
+    """Solve for the common level of values in each minibatch, and weigh the value loss by what it was before."""
     normalize_advantages: bool = True
     """Give the advantages of a minibatch mean 0 and standard deviation 1, each as often as its action is taken now."""
-    ent_coef: float = 0.05
+    ent_coef: float = 0.4
     """Weight of the entropy bonus in the loss."""
-    vf_coef: float = 0.005
-    """Weight of the value loss (mean squared error) in the loss."""
+    vf_coef: float = 1.0
+    """Weight of the value loss (mean squared error, normalised if the flag says so) in the loss."""
 
     def check(self, rows_per_rank: int) -> None:
         """Raises `UserError` for a value that cannot work."""
@@ -125,16 +127,22 @@ class ActorCritic(Learner[Sums, Transitions]):
         log_prob = distribution.log_prob(rows.action)
         rho = (log_prob.detach() - rows.log_prob).exp().clamp(max=self.rho_clip)
         # Termination cuts the bootstrap, truncation does not.
-        td_error = rows.reward + self.gamma * next_value * ~rows.terminated - value
+        discount = self.gamma * ~rows.terminated
+        td_error = rows.reward + discount * next_value - value
+        weight = rows.weight * rho
+        if self.normalize_values:
+            td_error = td_error - shared_error(td_error.detach(), discount, weight)
         advantage = td_error.detach()
         if self.normalize_advantages:
             # An error that all values share is no reason to repeat what was done: with clipped weights it would be.
-            weight = rows.weight * rho
             advantage = standardised(advantage, *weighted_sums(weight, advantage)[1:])
         policy_loss = -weighted_mean(rho * advantage * log_prob, rows.weight)
         value_loss = weighted_mean(rho * td_error.square(), rows.weight)
         entropy_loss = -weighted_mean(distribution.entropy(), rows.weight)
-        loss = policy_loss + self.vf_coef * value_loss + self.ent_coef * entropy_loss
+        # Errors of a new critic are a thousand times those of a good one: by the square, the shared layers would first
+        # learn nothing but values, and at last none.
+        value_scale = 1 / (value_loss.detach() + 1e-8) if self.normalize_values else 1.0
+        loss = policy_loss + self.vf_coef * value_scale * value_loss + self.ent_coef * entropy_loss
         metrics = {
             "Loss/policy_loss": policy_loss.detach(),
             "Loss/value_loss": value_loss.detach(),
@@ -142,3 +150,15 @@ class ActorCritic(Learner[Sums, Transitions]):
             "Info/rho": weighted_mean(rho, rows.weight),
         }
         return loss, metrics
+
+
+def shared_error(td_error: Tensor, discount: Tensor, weight: Tensor) -> Tensor:
+    """What a constant added to all values would take away of TD errors [b]: least-squares TD for that constant.
+
+    The critic learns what values differ by, and their common level is solved for. Learned, the level takes about
+    1 / (1 - gamma) times as long as the differences; until then the states that are visited most are ahead of others
+    and look best, so that the policy stays wherever it happens to be.
+    """
+    slope = 1 - discount
+    level = (weight * td_error).sum() / (weight * slope).sum().clamp(min=1e-8)
+    return level * slope

@@ -8,12 +8,12 @@ from tests.programs.launch import agent_of, fabric, run_folder, scalars, succeed
 
 
 def test_the_actor_critic_learns_custom_env_on_two_ranks_and_reports_by_episodes() -> None:
-    flags = "actor-critic --env-backend tensor --total-episodes 400 --updates-per-collection 4 --execution eager"
+    flags = "actor-critic --env-backend tensor --total-episodes 800 --updates-per-collection 4 --execution eager"
     output = succeeded(fabric(*flags.split()))
     reports = [int(n.replace(",", "")) for n in re.findall(r"^([\d,]+) episodes, ", output, re.MULTILINE)]
-    assert [number // 100 for number in reports] == [1, 2, 3, 4] and reports[-1] < 420
+    assert [number // 100 for number in reports] == [1, 2, 3, 4, 5, 6, 7, 8] and reports[-1] < 820
     logged = scalars(run_folder("fabric_logs"))
-    assert logged["Rewards/last_100_episodes"][-1][1] > 60  # a random policy's is 18
+    assert logged["Rewards/last_100_episodes"][-1][1] > 150  # a random policy's is 18
     assert sum(value for _, value in logged["Count/episodes"]) == reports[-1]
 
 
