@@ -156,7 +156,7 @@ HUGE = [
     *("hidden-size", "hidden-layers", "update-epochs", "eval-episodes", "max-eval-steps", "keep-checkpoints"),
 ]
 REAL = [
-    *("learning-rate", "gamma", "gae-lambda", "clip-coef", "ent-coef", "vf-coef", "max-grad-norm", "target-kl"),
+    *("learning-rate", "gamma", "gae-lambda", "clip-coef", "ent-coef", "vf-coef", "target-kl"),
     *("env-timeout", "rank-timeout"),
 ]
 BAD_INPUT = [
