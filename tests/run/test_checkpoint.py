@@ -198,7 +198,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("place", "value"), CHANGES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("place", "value"), CHANGES, ids=lambda value: "gone" if value is GONE else str(value)[:40])
 def test_a_field_that_nobody_has_written_so_is_one_line(
     place: str, value: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
