@@ -124,8 +124,8 @@ class Run:
         num_updates = self.config.num_updates()
         # How long whole episodes take is known once they have ended, so that every update is asked.
         updates_per_point = 1 if self.config.learner.whole_episodes else math.ceil(num_updates / MAX_LOG_POINTS)
-        # Whoever steps environments on the host, or looks whether episodes have ended, waits for the device anyway.
-        waits_for_nothing = self.device.type == "cpu" or self.resets or self.config.learner.whole_episodes
+        # To look costs nothing where nobody has to wait for a device, or where the host has waited for it already.
+        looks_at_all = self.device.type == "cpu" or self.resets or self.config.learner.whole_episodes
         self.logged_at = self._clock() - self.unlogged_seconds
         self.requests.in_loop = True
         # Where environments reset in steps of their own, it takes some updates more.
@@ -135,12 +135,13 @@ class Run:
             self.fraction = done
             yield done
             self.update += 1
-            if waits_for_nothing:
+            if looks_at_all:
                 self.agreement.look()
             self.step += self.agreement.num_steps
             is_point = self.update % updates_per_point == 0 or self.update == 1 or self.fraction_done() >= 1
-            if is_point or waits_for_nothing:
+            if is_point and not looks_at_all:
                 self.agreement.look()
+            if is_point or looks_at_all:
                 self.agreement.check(self.update)
             if is_point:
                 began_at, self.logged_at = self.logged_at, self._clock()
