@@ -197,6 +197,7 @@ def test_a_signal_that_comes_while_an_environment_runs_is_not_its_failure(
 
 
 def test_an_interrupt_before_there_is_a_handler_is_not_a_failure_either() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has its background jobs ignore
     envs = make_envs(EnvConfig("Odd-v0", num_envs=1, vectorization="sync"))
     envs.reset(seed=7)
     Odd.do = staticmethod(lambda: os.kill(os.getpid(), signal.SIGINT) or OK)

@@ -73,38 +73,16 @@ def test_overlap_changes_the_weights_that_a_rollout_is_collected_with_and_nothin
     assert first and not second and not third
 
 
-@pytest.mark.parametrize(
-    ("ranks", "flags"),
-    [
-        (3, "--num-envs 5 --num-steps 1 --per-rank-batch-size 2 --total-timesteps 100"),
-        (4, "--num-envs 4 --num-steps 128 --per-rank-batch-size 64 --total-timesteps 2048 --overlap"),
-    ],
-)
-def test_uneven_parts_end_with_finite_weights(ranks: int, flags: str) -> None:
-    succeeded(decoupled(*flags.split(), "--hidden-size", "16", "--eval-episodes", "2", ranks=ranks))
+def test_uneven_parts_end_with_finite_weights() -> None:
+    flags = "--num-envs 5 --num-steps 1 --per-rank-batch-size 2 --total-timesteps 100 --hidden-size 16"
+    succeeded(decoupled(*flags.split(), "--eval-episodes", "2", ranks=3))
     assert all(parameter.isfinite().all() for parameter in agent_of(run_folder(FOLDER)).values())
 
 
-@pytest.mark.parametrize(
-    ("ranks", "flags", "options", "message"),
-    [
-        (1, (), (), "1 rank: this program needs a player and at least one trainer"),
-        (3, (), ("--strategy=fsdp",), "--strategy fsdp: gradients are averaged by ddp here"),
-        pytest.param(
-            3,
-            ("--cuda",),
-            (),
-            "--cuda: 2 trainer(s) on this machine need a GPU each, and torch finds 0 here",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU"),
-        ),
-    ],
-)
-def test_bad_input_is_answered_once(
-    ranks: int, flags: tuple[str, ...], options: tuple[str, ...], message: str, tmp_path: Path
-) -> None:
-    result = decoupled(*flags, ranks=ranks, options=options)
+def test_bad_input_is_answered_once(tmp_path: Path) -> None:
+    result = decoupled(options=("--strategy=fsdp",))
     assert result.returncode != 0
-    assert result.stderr.count(message) == 1, result.stderr
+    assert result.stderr.count("error: --strategy fsdp: gradients are averaged by ddp here") == 1, result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -55,6 +55,7 @@ def test_an_observation_that_is_not_finite_on_one_rank_stops_all_with_one_messag
     result = torchrun(*flags.split())
     assert result.returncode != 0
     message = (
-        "environment 1 gave an observation or a reward that is not finite: [nan], 1, at step 3 of the episode that"
+        "error: --env-id tests.probes:NotANumber-v0: environment 1 gave an observation or a reward that is not finite:"
+        " [nan], 1, at step 3 of the episode that"
     )
     assert result.stderr.count(message) == 1 and "exitcode  : 71" in result.stderr

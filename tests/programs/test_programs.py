@@ -107,7 +107,7 @@ def test_fabric_and_torch_end_with_the_same_parameters(variant: str) -> None:
         logged, num_updates = scalars(folder)["Count/steps"], 3000 // (ranks * 128)
         if variant != "uneven-minibatches":  # those that only reset are none
             assert sum(number for _, number in logged) == logged[-1][0] >= num_updates * ranks * 128
-            assert all(number < ranks * 128 for _, number in logged[1:]) == ("CartPole" in flags)
+            assert (len({number for _, number in logged}) > 1) == ("CartPole" in flags)
 
 
 def test_on_a_cpu_fabric_says_that_it_takes_bf16_for_fp16_and_learns() -> None:
@@ -119,16 +119,6 @@ def test_on_a_cpu_fabric_says_that_it_takes_bf16_for_fp16_and_learns() -> None:
     assert all(parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in agent.values())
     # Any precision soon keeps the mass on the track longer than a random policy, which gets 18.
     assert scalars(run_folder("fabric_logs"))["Rewards/rew_avg"][-1][1] > 40
-
-
-def test_ranks_play_environments_of_their_own() -> None:
-    """The first rollout of two ranks with four environments each is that of one rank with eight."""
-    for ranks, num_envs in ((1, 8), (2, 4)):
-        flags = f"--env-id CartPole-v1 --vectorization sync --num-envs {num_envs} --total-timesteps 512"
-        succeeded(torchrun(*SMALL, *flags.split(), "--exp-name", f"ranks{ranks}", ranks=ranks))
-    alone, together = (scalars(run) for run in sorted(Path("logs/torch_logs").iterdir()))
-    for tag in ("Rewards/rew_avg", "Game/ep_len_avg", "Info/explained_variance"):
-        assert together[tag][0] == (256, pytest.approx(alone[tag][0][1], rel=1e-4))
 
 
 def test_shared_data_changes_the_training_and_not_the_experience_before_it() -> None:
@@ -176,17 +166,19 @@ def _output_in_a_terminal(command: list[object]) -> str:
 
 def test_a_strategy_that_is_not_data_parallel_is_refused(tmp_path: Path) -> None:
     result = fabric(options=("--strategy=fsdp",))
-    assert result.returncode != 0 and result.stderr.count("--strategy fsdp: gradients are averaged by ddp here") == 1
+    assert (
+        result.returncode != 0
+        and result.stderr.count("error: --strategy fsdp: gradients are averaged by ddp here") == 1
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("start", "flags", "message"),
     [
-        (fabric, ("--num-envs", "0"), "--num-envs 0: must be at least 1"),
-        (torchrun, ("--env-id", "nope-v0"), "--env-id nope-v0: Environment `nope` doesn't exist"),
+        (torchrun, ("--env-id", "nope-v0"), "error: --env-id nope-v0: Environment `nope` doesn't exist"),
         (torchrun, ("--numenvs", "3"), "Unrecognized options: --numenvs"),
-        (fabric, ("--log-dir", "/dev/null"), "--log-dir /dev/null: no folder can be made there"),
+        (fabric, ("--log-dir", "/dev/null"), "error: --log-dir /dev/null: no folder can be made there"),
     ],
 )
 def test_two_ranks_answer_bad_input_once(start: object, flags: tuple[str, ...], message: str, tmp_path: Path) -> None:
