@@ -57,7 +57,7 @@ def test_actions_are_learned(tmp_path: Path, env_id: str, actions: dict[int, int
 
 def test_continuous_actions_are_learned(tmp_path: Path) -> None:
     _, mean = train(tmp_path, *FLAGS.split(), "--env-id", "RewardByContinuousAction-v0")
-    assert mean[0].item() == pytest.approx(0.5, abs=0.05)
+    assert mean[0].item() == pytest.approx(0.5, abs=0.1)  # of 10 seeds the worst is 0.026 off
 
 
 @pytest.mark.parametrize(
