@@ -32,14 +32,14 @@ MUTANTS = (
         "train_torch.py",
         "first_env=ranks.rank * envs.num_envs",
         "first_env=0",
-        "tests/programs/test_programs.py -k environments_of_their_own",
+        "tests/run/test_resume.py -k two_that_have_as_many_environments",
     ),
     Mutant(
         "environments of ranks overlap but for one",
         "train_torch.py",
         "first_env=ranks.rank * envs.num_envs",
         "first_env=ranks.rank",
-        "tests/programs/test_programs.py -k environments_of_their_own",
+        "tests/run/test_resume.py -k two_that_have_as_many_environments",
     ),
     Mutant(
         "normalised advantages are not used",
@@ -106,9 +106,9 @@ MUTANTS = (
     ),
     Mutant(
         "the loss scale is not saved",
-        "train_torch.py",
-        ', "scaler": scaler}',
-        "}",
+        "rl/run/state.py",
+        'return parts if scaler is None else parts | {"scaler": scaler}',
+        "return parts",
         "tests/run/test_resume.py -k fp16",
     ),
     Mutant(
@@ -254,9 +254,30 @@ MUTANTS = (
     Mutant(
         "a rank outlives its launcher",
         "rl/joining.py",
-        "ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM)",
+        "threading.Thread(target=stop_after_it, daemon=True).start()",
         "pass",
-        "tests/programs/test_faults.py -k killed_launcher",
+        "tests/test_joining.py -k asked_to_stop",
+    ),
+    Mutant(
+        "an episode's gradient is divided by its length",
+        "rl/learners/reinforce.py",
+        "rows.rows_per_episode.mean() * policy_loss",
+        "policy_loss",
+        "tests/learners/test_reinforce.py",
+    ),
+    Mutant(
+        "a checksum that does not mind places",
+        "rl/run/requests.py",
+        "total = crc(self.memory)",
+        "total = sum(map(sum, self.memory))",
+        "tests/run/test_faults.py -k sum_would_miss",
+    ),
+    Mutant(
+        "an abandoned future stays in the way",
+        "rl/run/folder.py",
+        '_set_aside_later(self.path, self.file, self.checkpoint["run"]["update"])',
+        "pass",
+        "tests/run/test_resume.py -k aside",
     ),
     Mutant(
         "a stop of one rank is its own affair",
