@@ -268,8 +268,8 @@ MUTANTS = (
     Mutant(
         "a checksum that does not mind places",
         "rl/run/requests.py",
-        "total = crc(self.memory)",
-        "total = sum(map(sum, self.memory))",
+        "value = zlib.crc32(part, value)",
+        "value += sum(part)",
         "tests/run/test_faults.py -k sum_would_miss",
     ),
     Mutant(
