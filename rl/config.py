@@ -57,8 +57,7 @@ class Config(Generic[LearnerType]):
     fp8: bool = False
     """Compute the linear layers' matrix products in 8 bits, by torchao; what else there is in --precision."""
     execution: Literal["auto", "eager", "compiled", "captured"] = "auto"
-    """How rollouts and gradient steps run: as Python says it, compiled, or (on GPUs) captured in CUDA graphs; auto is
-    captured on GPUs, and on the CPU compiled where the run is long enough to gain more than compiling takes."""
+    """How functions of tensors run; auto captures CUDA graphs on GPUs, and on the CPU compiles for long runs."""
     torch_deterministic: bool = False
     """Have torch use deterministic algorithms only."""
     share_data: bool = False

@@ -106,10 +106,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             self._check_obs(obs)
         if type(reward) not in NUMBERS or type(terminated) not in FLAGS or type(truncated) not in FLAGS:
             reward = self._number("reward", reward)
-            terminated, truncated = (
-                bool(self._number(name, value))
-                for name, value in (("terminated", terminated), ("truncated", truncated))
-            )
+            terminated, truncated = self._flag("terminated", terminated), self._flag("truncated", truncated)
         self.busy = False
         progress()
         return obs, reward, terminated, truncated, info
@@ -139,17 +136,26 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         )
 
     def _check_obs(self, obs: Any) -> None:
-        try:
-            array = np.asarray(obs)
-        except Exception as error:
-            raise self._raised(error) from None
+        array = self._array(obs)
         if array.shape != self.shape:
             raise self.failed(f"gave an observation of shape {array.shape}; its space says {self.shape}")
         if array.dtype.kind not in "biuf":
             raise self.failed(f"gave an observation of {array.dtype}, {one_line(repr(obs))}; must be numbers")
 
+    def _array(self, value: Any) -> NDArray[Any]:
+        try:
+            return np.asarray(value)
+        except Exception as error:  # of whatever the environment's value is
+            raise self._raised(error) from None
+
+    def _flag(self, name: str, value: Any) -> bool:
+        number = self._number(name, value)
+        if number not in (0, 1):
+            raise self.failed(f"gave {number:g} for {name}; must be True or False")
+        return bool(number)
+
     def _number(self, name: str, value: Any) -> float:
-        array = np.asarray(value)
+        array = self._array(value)
         if array.size != 1 or array.dtype.kind not in "biuf":
             raise self.failed(f"gave {one_line(repr(value))} for {name}; must be one number")
         number: float = array.item()

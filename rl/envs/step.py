@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Self
 
@@ -23,6 +24,15 @@ class Step(NamedTuple):
     weight: Tensor  # float32, 0 where the action was ignored because the environment was resetting, else 1
     episode_return: Tensor  # float32, of the episode that ended here, else 0
     episode_length: Tensor  # float32, likewise
+
+
+QUIET = np.errstate(over="ignore", invalid="ignore")  # what is not finite is said in a line of our own
+
+
+@QUIET
+def as_float32(values: Any) -> NDArray[np.float32]:
+    """A copy in float32, in which a larger number is infinite."""
+    return np.array(values, np.float32)
 
 
 class Envs(Protocol):

@@ -16,7 +16,7 @@ from rl.envs.episodes import EPISODES, EpisodeError, from_outside, how_ended, se
 from rl.envs.history import History
 from rl.envs.snapshot import AnyVectorEnv, restore, snapshot
 from rl.envs.spaces import Spaces
-from rl.envs.step import Step, wrong_types
+from rl.envs.step import QUIET, Step, as_float32, wrong_types
 from rl.envs.watchdog import trouble_of, watched
 from rl.errors import OneEnvError, UserError, described
 from rl.joining import rank
@@ -58,10 +58,9 @@ class Stepper:
             raise UserError(f"--env-id {env_id}: its batched class has autoreset_mode {autoreset}; try --vectorization")
         self.resets_in_next_step = autoreset == AutoresetMode.NEXT_STEP
         self.resetting = np.zeros(self.num_envs, np.bool_)
-        self.num_ignored = 0
         self.running_return = np.zeros(self.num_envs)
         self.running_length = np.zeros(self.num_envs)
-        self.num_steps = 0
+        self.num_steps = self.num_ignored = 0
         self.zeros = np.zeros(self.num_envs * self.spaces.obs_size, np.float32)
         # What brings seeded environments back: which episode each is in, and its actions.
         self.environment = np.zeros(self.num_envs, np.int64)
@@ -98,7 +97,7 @@ class Stepper:
         self.resetting[:] = False
         self.running_return[:] = 0
         self.running_length[:] = -1  # what goes wrong does so before the first step
-        obs = np.array(self._guarded(lambda: self.envs.reset(seed=seed))[0], np.float32)  # type: ignore[arg-type]
+        obs = as_float32(self._guarded(lambda: self.envs.reset(seed=seed))[0])  # type: ignore[arg-type]
         self.running_length[:] = 0
         self._check(obs, obs, np.zeros(self.num_envs, np.float32))
         self.history.clear()
@@ -117,8 +116,8 @@ class Stepper:
         if not self.seeded and (wrong := wrong_types(result, self.num_envs)):
             raise self._error(f"the batch of environments gave {wrong}{self._place()}")
         # All copies: an environment may write its next step over this one's arrays.
-        obs = next_obs = np.array(result[0], np.float32)
-        reward = np.array(result[1], np.float32)
+        obs = next_obs = as_float32(result[0])
+        reward = as_float32(result[1])
         terminated, truncated = np.array(result[2], np.bool_), np.array(result[3], np.bool_)
         ended = terminated | truncated
         acted = ~self.resetting
@@ -221,6 +220,7 @@ class Stepper:
     def _places(self) -> list[int]:
         return list(map(seed_of, self.environment.tolist(), self.episode.tolist()))
 
+    @QUIET
     def _check(self, obs: NDArray[Any], next_obs: NDArray[Any], reward: NDArray[Any]) -> None:
         if obs.shape != (self.num_envs, self.spaces.obs_size):
             what = f"of shape {obs.shape}; must be {(self.num_envs, self.spaces.obs_size)}"

@@ -84,7 +84,7 @@ def making(config: EnvConfig) -> Iterator[None]:
     """
     grad, dtype, num_threads = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
     prefix = f"--env-id {config.env_id}: "
-    hung = EnvError(f"{prefix}cannot be made: has not answered for --env-timeout {config.env_timeout:g} s")
+    hung = EnvError(f"{prefix}has not answered for --env-timeout {config.env_timeout:g} s while it was made and tried")
     try:
         with watched(config.env_timeout, lambda: hung):
             yield

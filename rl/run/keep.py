@@ -13,8 +13,7 @@ class Keep:
     """What is kept of a run while it trains."""
 
     resume: str | None = None
-    """Go on with a run: its folder, one of its checkpoints, or auto for the newest run of this environment, --exp-name
-    and --seed, if there is one. Flags are the run's own where they are not given."""
+    """Run to go on with: its folder, a checkpoint, or auto for the newest of this --env-id, --exp-name and --seed."""
     checkpoint_every: str = "10min"
     """Time between checkpoints (90s, 10min, 2h), or the number of updates (50)."""
     keep_checkpoints: int = 3

@@ -14,7 +14,7 @@ from typing_extensions import Self
 from rl.agent import Agent
 from rl.config import Config
 from rl.distributed import Ranks
-from rl.errors import DiskError, StopError, exit_file
+from rl.errors import CheckpointError, DiskError, StopError, exit_file
 from rl.execution import Execution
 from rl.joining import rank
 from rl.learners.learner import AnyLearner
@@ -78,7 +78,10 @@ class Run:
         """Goes on from the checkpoint, if there is one; keeps the flags; notes signals from now on."""
         if self.folder.checkpoint is not None:
             self.state.load(self.folder.checkpoint["ranks"], self.everyone)
-            self.best_return = self.folder.checkpoint["run"]["best_return"]
+            position = self.folder.checkpoint["run"]
+            if (self.update, self.step) != (position["update"], position["step"]):
+                raise CheckpointError("--resume: the checkpoint does not agree with itself on how far the run is")
+            self.best_return = position["best_return"]
             note_learning_rate(self.folder.checkpoint, self.config, self.fraction_done())
         if rank() == 0:
             self.progress = Progress(self.config.last_step(), self.config.report_episodes, self.step)

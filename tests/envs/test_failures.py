@@ -1,6 +1,7 @@
 """Environments that misbehave: each is named in one line, with the step, the seed that brings it back, and the rank."""
 
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -136,6 +137,10 @@ def with_(position: int, value: Any) -> Callable[[], Any]:
         (with_(2, "no"), "gave 'no' for terminated; must be one number"),
         (with_(3, None), "gave None for truncated"),
         (with_(2, np.array([True, False])), "gave array([ True, False]) for terminated"),
+        (with_(2, 2), "gave 2 for terminated; must be True or False"),
+        (with_(3, math.nan), "gave nan for truncated; must be True or False"),
+        (with_(1, torch.tensor(1.0, requires_grad=True)), "raised RuntimeError: Can't call numpy() on Tensor that"),
+        (with_(1, 1e308), "gave an observation or a reward that is not finite: [0.0], inf"),
         (with_(4, None), "instead of an observation, a reward, two truth values and a dictionary"),
         (lambda: OK[:4], "instead of an observation, a reward, two truth values and a dictionary"),
         (lambda: None, "gave None instead of an observation, a reward, two truth values and a dictionary"),
@@ -301,8 +306,8 @@ AT_0 = AT_3.replace("step 3", "step 0")
 @pytest.mark.parametrize(
     ("body", "where", "vectorization", "message"),
     [
-        (make_envs, "constructor", "sync", "cannot be made: has not answered for --env-timeout 0.5 s"),
-        (played, "reset", "sync", "cannot be made: has not answered for --env-timeout 0.5 s"),
+        (make_envs, "constructor", "sync", "has not answered for --env-timeout 0.5 s while it was made and tried"),
+        (played, "reset", "sync", "has not answered for --env-timeout 0.5 s while it was made and tried"),
         (evaluated, "reset", "sync", f"environment 0 has not answered for --env-timeout 0.5 s, {AT_0}"),
         (evaluated, "reset", "async", f"environment 0 has not answered for --env-timeout 0.5 s, {AT_0}"),
         (evaluated, "step 3", "sync", f"environment 0 has not answered for --env-timeout 0.5 s, {AT_3}"),
