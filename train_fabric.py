@@ -60,6 +60,9 @@ def main(config: Config[AnyLearner]) -> None:
     weights = Weights(policy)
     precision = fabric.strategy.precision
     scaler = getattr(precision, "scaler", None)
+    autocast = AUTOCAST.get(precision.precision)
+    # Not `fabric.autocast`, which in bf16-true makes all new tensors bf16: discounts and counts are float32.
+    in_precision = partial(torch.autocast, fabric.device.type, autocast, enabled=autocast is not None)
     # Fabric does not clip what a fused Adam unscales itself.
     adam = make_adam(weights, learner.learning_rate, fused=scaler is None)
     optimizer = cast(torch.optim.Adam, fabric.setup_optimizers(adam))
@@ -89,7 +92,6 @@ def main(config: Config[AnyLearner]) -> None:
     gradient_step: Callable[[Any], Metrics] = eager_gradient_step
     if execution.mode != "eager":
         # The same arithmetic without Python in between, and one all-reduce where DDP has hooks.
-        autocast = AUTOCAST.get(precision.precision)
         gradient_step = GradientStep(learner, policy, weights, adam, ranks, execution, autocast, scaler)
 
     state = State(
@@ -105,7 +107,7 @@ def main(config: Config[AnyLearner]) -> None:
             if scaler is not None:
                 run.record({"Info/loss_scale": scaler.get_scale()})
 
-            with run.timed("collect"), torch.no_grad(), fabric.autocast():
+            with run.timed("collect"), torch.no_grad(), in_precision():
                 rollout = learner.collect(collector)
                 rows, metrics = learner.prepare(rollout, estimate(rollout), run.agreement.sum)
             run.record_rollout(rollout)

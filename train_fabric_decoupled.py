@@ -86,6 +86,9 @@ def player(config: DecoupledConfig) -> None:
     if config.fp8:
         to_float8(policy, fabric.device)
     fabric.setup_module(policy)  # to its device and precision
+    autocast = AUTOCAST.get(fabric.strategy.precision.precision)
+    # Not `fabric.autocast`, which in bf16-true makes all new tensors bf16: discounts and counts are float32.
+    in_precision = partial(torch.autocast, fabric.device.type, autocast, enabled=autocast is not None)
     Weights(policy)  # where they lie in memory decides on the last bits of a product: as on the trainers
     exchange = make_exchange(config, one_env(config), policy, fabric.device)
     execution = config.make_execution(fabric.device)
@@ -102,7 +105,7 @@ def player(config: DecoupledConfig) -> None:
             run.record(metrics)
 
         for done in run.updates():
-            with run.timed("collect"), torch.no_grad(), fabric.autocast():
+            with run.timed("collect"), torch.no_grad(), in_precision():
                 rollout = learner.collect(collector)
                 rows, metrics = learner.prepare(rollout, estimate(rollout), run.agreement.sum)
             run.record_rollout(rollout)

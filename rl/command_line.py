@@ -18,7 +18,7 @@ import tyro
 from rl.compilers import keep_caches_private
 from rl.config import CONFIGS, Config
 from rl.distributed import choose_threads
-from rl.errors import USAGE_ERROR, CheckpointError, UserError, let_rank_0_speak, reported, require
+from rl.errors import USAGE_ERROR, CheckpointError, UserError, let_rank_0_speak, note_end, reported, require
 from rl.joining import check_variables, end_with_launcher, rank, take_slurm_ranks
 from rl.run.evaluation import check_video
 from rl.run.resume import check_goes_on, config_of, find_checkpoint, is_complete
@@ -35,6 +35,8 @@ def command_line(main: Callable[[ConfigType], None], choices: Mapping[str, Confi
     with reported():
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as programs have it while they import
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+            signal.signal(signal.SIGUSR1, lambda *_: None)  # before the first update there is nothing to keep
         end_with_launcher()
         try:
             take_slurm_ranks()
@@ -149,6 +151,7 @@ def parse(arguments: list[str], choices: Mapping[str, ConfigType]) -> ConfigType
         except SystemExit as exit_:
             if exit_.code == USAGE_ERROR:
                 let_rank_0_speak()
+                note_end(USAGE_ERROR, "a flag is unknown, or its value is; the program has said which")
             raise
         finally:
             if columns is None:

@@ -43,7 +43,7 @@ class Config(Generic[LearnerType]):
     seed: int = 1
     """Seed of all randomness: weights, environments, actions, shuffles."""
     total_timesteps: int = 1_000_000
-    """Environment steps of all ranks together."""
+    """Environment steps of all ranks together, in whole updates."""
     total_episodes: int | None = None
     """End the run after so many episodes of all ranks together, if that comes before --total-timesteps."""
     report_episodes: int | None = None

@@ -113,7 +113,7 @@ def require(condition: bool, flag: str, value: object, right: str) -> None:
 
 def one_line(text: str, most: int = 300) -> str:
     """The text without line breaks, cut where it is longer than anyone would read."""
-    line = " ".join(text.split())
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
@@ -137,7 +137,8 @@ class ExitFile:
         """Has the end of this run written into its folder; how an earlier part of it ended is forgotten."""
         self.path = folder / "exit.json"
         if rank() == 0:
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.unlink()
 
     def write(self, exit_code: int, message: str) -> None:
         """Says how this rank ended, unless another has said so before."""

@@ -92,6 +92,8 @@ class Collector:
         """Goes on from there; says so where an environment did not come back to what it showed."""
         self.num_steps.fill_(state["num_steps"])
         saved = state["envs"]["obs"].to(self.envs.device)
+        if saved.shape != self.obs.shape:
+            raise ValueError(f"observations of shape {tuple(saved.shape)} instead of {tuple(self.obs.shape)}")
         obs = self.envs.load_state_dict(state["envs"], state["num_steps"])
         self.obs = saved if obs is None else obs
         if num_changed := int((self.obs != saved).any(-1).sum()):

@@ -251,6 +251,8 @@ BAD_INPUT = [
         "--env-id Askew-v0 --env-backend tensor",
         r"Askew.reward: gives shape \(5, 1\); must be \(5,\) with 5 environments",
     ),
+    ("--env-id Askew-v0", "--env-id Askew-v0: is written in tensors; say --env-backend tensor too"),
+    ("--env-id Other-v0 --env-backend tensor", "module:Name imports the module that has another"),
 ]
 
 

@@ -34,7 +34,7 @@ def check_env(
     environments that depend on their neighbors. Any other environment goes through Gymnasium's own checker.
     """
     name = getattr(env, "__name__", type(env).__name__)
-    if not isinstance(env, TensorEnv | gym.Env):
+    if not isinstance(env, TensorEnv | gym.Env) and callable(env):
         try:
             env = env()
         except Exception as error:

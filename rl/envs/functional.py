@@ -167,7 +167,10 @@ class TensorEnvs:
     def load_state_dict(self, state: Mapping[str, Any], num_steps: int) -> Tensor | None:
         """Brings the environments back, after `num_steps` of the run: their observations [N, D]."""
         self.num_steps = torch.full((), num_steps, dtype=torch.int64, device=self.device)
-        self.state = EnvState(*(state[name].to(self.device) for name in EnvState._fields))
+        saved = EnvState(*(state[name].to(self.device) for name in EnvState._fields))
+        if [field.shape for field in saved] != [field.shape for field in self.state]:
+            raise ValueError(f"a state of shapes {[tuple(field.shape) for field in saved]}")
+        self.state = saved
         return self.observe(self.state)
 
     def close(self) -> None:

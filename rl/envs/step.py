@@ -74,6 +74,7 @@ def wrong_types(result: Any, num_envs: int) -> str:
         return f"{one_line(repr(result))} instead of four arrays and a dictionary"
     for name, part in zip(("observation", "reward", "terminated", "truncated"), result, strict=False):
         array = np.asarray(part)
-        if array.dtype.kind not in "biuf" or array.shape[:1] != (num_envs,):
+        shape = array.shape[:1] if name == "observation" else array.shape
+        if array.dtype.kind not in "biuf" or shape != (num_envs,):
             return f"numbers of type {array.dtype} and shape {array.shape} for {name}"
     return ""

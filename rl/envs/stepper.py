@@ -58,21 +58,18 @@ class Stepper:
             raise UserError(f"--env-id {env_id}: its batched class has autoreset_mode {autoreset}; try --vectorization")
         self.resets_in_next_step = autoreset == AutoresetMode.NEXT_STEP
         self.resetting = np.zeros(self.num_envs, np.bool_)
-        self.running_return = np.zeros(self.num_envs)
-        self.running_length = np.zeros(self.num_envs)
+        self.running_return, self.running_length = np.zeros(self.num_envs), np.zeros(self.num_envs)
         self.num_steps = self.num_ignored = 0
         self.zeros = np.zeros(self.num_envs * self.spaces.obs_size, np.float32)
         # What brings seeded environments back: which episode each is in, and its actions.
-        self.environment = np.zeros(self.num_envs, np.int64)
-        self.episode = np.zeros(self.num_envs, np.int64)
+        self.environment, self.episode = np.zeros(self.num_envs, np.int64), np.zeros(self.num_envs, np.int64)
         self.history = History(env_id, self.num_envs, max_replay_steps)
         self.batch_seed = 0  # of a batched class
         self.timeout_seconds = timeout_seconds
         self.watched = watched(timeout_seconds, lambda: self._named(self._hung()))
         self.where = where
         if isinstance(envs, AsyncVectorEnv):
-            # Before multiprocessing's own end, which would wait for them.
-            atexit.register(self._kill)
+            atexit.register(self._kill)  # before multiprocessing's own end, which would wait for them
 
     def reset(self, seed: int, first_env: int = 0) -> Tensor:
         """The first observations [N, D] (float32); `first_env` counts environments over all ranks."""
@@ -121,12 +118,13 @@ class Stepper:
         terminated, truncated = np.array(result[2], np.bool_), np.array(result[3], np.bool_)
         ended = terminated | truncated
         acted = ~self.resetting
-        self.running_return += reward
+        self.running_return += reward * acted
         self.running_length += acted
         any_ended = bool(ended.any())
         if any_ended and not self.resets_in_next_step:
             next_obs = obs.copy()
-            next_obs[ended] = np.stack(result[4]["final_obs"][ended])
+            final_obs = self._guarded(lambda: np.stack(result[4]["final_obs"][ended]))
+            next_obs[ended] = as_float32(final_obs).reshape(-1, self.spaces.obs_size)
         self._check(obs, next_obs, reward)
         step = Step(
             *map(
@@ -144,6 +142,8 @@ class Stepper:
             )
         )
         if self.resets_in_next_step:
+            if (ended & self.resetting).any():
+                raise self._error(f"the batch of environments ended an episode in the step that resets{self._place()}")
             self.num_ignored += self.num_envs - int(acted.sum())
             self.resetting = ended
         self.running_return *= ~ended

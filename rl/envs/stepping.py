@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -118,7 +119,11 @@ def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = 
             progress()
         if config.env_backend == "tensor":
             return make_tensor_envs(name, config.num_envs)
-        native = config.vectorization == "auto" and gym.spec(name).vector_entry_point
+        if name in TENSOR_ENVS and name not in gym.registry:
+            raise UserError(f"--env-id {config.env_id}: is written in tensors; say --env-backend tensor too")
+        spec = gym.spec(name)
+        # An environment that exists only as a batch is evaluated as one too.
+        native = spec.vector_entry_point and (config.vectorization == "auto" or spec.entry_point is None)
         # Tried on one made here, where an error still has its cause.
         memory, made_anew = probed(name) if training and not native else ("none", False)
         try:
@@ -181,6 +186,7 @@ def how_batched(config: EnvConfig, film: Path | None, *, native: bool) -> dict[s
     how = {"vectorization_mode": mode, "vector_kwargs": kwargs, "wrappers": (SeededEpisodes,)}
     if film is None:
         return how
+    warnings.filterwarnings("ignore", ".*Overwriting existing videos", UserWarning)  # it would write beside them
     recorded = partial(
         RecordVideo, video_folder=str(film.parent), episode_trigger=lambda n: n == 0, name_prefix=film.stem
     )
@@ -196,6 +202,6 @@ def make_tensor_envs(env_id: str, num_envs: int) -> TensorEnvs:
     if env_id not in TENSOR_ENVS:
         raise UserError(
             f"--env-id {env_id}: not written in tensors, as --env-backend tensor wants; there are"
-            f" {', '.join(sorted(TENSOR_ENVS))}"
+            f" {', '.join(sorted(TENSOR_ENVS))}; module:Name imports the module that has another"
         )
     return TensorEnvs(TENSOR_ENVS[env_id](), num_envs, env_id)

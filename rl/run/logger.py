@@ -227,7 +227,7 @@ class Progress:
 
     def show(self, step: int, episodes: Episodes, steps_per_second: float) -> None:
         """Shows how far the run is, the mean return of the episodes that ended last, and the speed."""
-        text = f"return {episodes.mean_return():.2f}"
+        text = f"return {episodes.mean_return():.2f}" if episodes.number else "no episode has ended yet"
         # Where some steps only reset, the last update may end a little later.
         every, now = self.report_episodes, f"{step:,} of {max(step, self.total_steps):,} steps"
         num_lines = episodes.number // every if every else 10 * step // self.total_steps

@@ -1,5 +1,6 @@
 """Going on with a run: its own flags, what may differ from them, and what may not."""
 
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -119,8 +120,9 @@ def config_of(content: Mapping[str, Any], choices: Mapping[str, ConfigType]) -> 
         made: dict[str, Any] = {group: make(**saved[group]) for group, make in groups.items()}
         config = replace(base, **(saved | made))
         check_types(config)
-        if config.to_dict() != saved or not content["ranks"] or content["run"]["update"] < 0:
-            raise ValueError("a flag or a rank is missing")
+        counts = [content["run"][name] for name in ("update", "step")]
+        if config.to_dict() != saved or not content["ranks"] or not all(0 <= count < 2**53 for count in counts):
+            raise ValueError("a flag or a rank is missing, or a count is none")
         replace(config, env=replace(config.env, allow_import=True)).check_names()
         config.keep.check()
         config.learner.check(sys.maxsize)
@@ -171,7 +173,7 @@ def note_learning_rate(content: Mapping[str, Any], config: Config[Any], fraction
     """Says that the annealed learning rate jumps, since the run is longer (or shorter) than it was to be."""
     was, learner = flat(content["config"]), config.learner
     same_length = all(getattr(config, name) == was[name] for name in LENGTH)
-    if learner.anneal_lr and was["anneal_lr"] and not same_length and rank() == 0:
+    if learner.anneal_lr and was["anneal_lr"] and not same_length and fraction < 1 and rank() == 0:
         before = was["learning_rate"] * (1 - content["run"]["fraction"])
         print(
             f"note: the learning rate goes from {before:.6g} to {learner.learning_rate_at(fraction):.6g}, as the run"
@@ -183,10 +185,10 @@ def note_learning_rate(content: Mapping[str, Any], config: Config[Any], fraction
 def is_complete(content: Mapping[str, Any], config: Config[Any]) -> bool:
     """Whether there is nothing left to do; says so."""
     was = content["config"]
-    as_long = all(getattr(config, name) == was[name] for name in LENGTH)
+    longer = any((getattr(config, name) or math.inf) > (was[name] or math.inf) for name in LENGTH)
     folder = run_of(Path(str(config.keep.resume)))
     ended_well = folder is not None and how_ended(folder) == (0, "complete")  # its evaluation included
-    complete = bool(content["run"]["complete"]) and ended_well and as_long
+    complete = bool(content["run"]["complete"]) and ended_well and not longer
     if complete and rank() == 0:
         print(
             f"note: --resume: the run is complete after {content['run']['step']:,} steps; a larger --total-timesteps"

@@ -18,14 +18,17 @@ def summary(run: Run, evaluation: Evaluation) -> str:
     skipped = run.skipped_steps > 0
     compiled = run.execution.compile_seconds
     compiling = f", after {compiled:.0f} s of compiling" if compiled else ""
+    sampled = "no episode has ended"
+    if number := run.episodes.number:
+        recent = f"in the last {run.episodes.num_recent():,} of {number:,} episodes"
+        sampled = f"return {run.episodes.mean_return():.2f} {recent}"
     return "\n".join(
         (
             "",
             f"{run.config.env.env_id} after {run.step:,} steps",
             f"  greedy policy    return {returns.mean():.2f}, from {returns.min():.2f} to {returns.max():.2f}"
             f" in {len(returns)} episodes{cut}",
-            f"  sampled policy   return {run.episodes.mean_return():.2f} in the last"
-            f" {run.episodes.num_recent():,} of {run.episodes.number:,} episodes",
+            f"  sampled policy   {sampled}",
             *([f"  skipped          {run.skipped_steps:,.0f} steps whose gradient overflowed"] * skipped),
             f"  speed            {run.step / run.seconds:,.0f} steps/s on {world_size()} rank(s){compiling}",
             f"  logs and agent   {run.folder.path}",

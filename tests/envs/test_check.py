@@ -122,5 +122,7 @@ def test_gymnasiums_environments_are_left_to_gymnasiums_checker() -> None:
         rl.check_env(gym.make("FrozenLake-v1").unwrapped)
     with pytest.raises(UserError, match=r"^Env: gymnasium.utils.env_checker finds: AttributeError: The environment"):
         rl.check_env(gym.Env())
+    with pytest.raises(UserError, match=r"^str: is str; must be an rl\.TensorEnv or a gymnasium\.Env"):
+        rl.check_env("CartPole-v1")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"^int: is int; must be an rl\.TensorEnv or a gymnasium\.Env"):
         rl.check_env(int)  # type: ignore[type-var]

@@ -221,6 +221,7 @@ class OddBatch(CustomVectorEnv):
     [
         (1, np.array(["1.0", "1.0"]), "the batch of environments gave numbers of type <U3 and shape (2,) for reward"),
         (2, np.array(["no", "no"]), "the batch of environments gave numbers of type <U2 and shape (2,) for terminated"),
+        (1, np.ones((2, 1)), "the batch of environments gave numbers of type float64 and shape (2, 1) for reward"),
         (1, np.ones(3), "the batch of environments gave numbers of type float64 and shape (3,) for reward"),
         (4, None, "instead of four arrays and a dictionary"),
         (
@@ -229,6 +230,7 @@ class OddBatch(CustomVectorEnv):
             "environment 1 gave an observation or a reward that is not finite: [0.0, 0.0], nan",
         ),
         (None, SystemExit(0), "the environments raised SystemExit: 0"),
+        (3, np.ones(2, bool), "the environments raised KeyError: 'final_obs'"),
     ],
 )
 def test_a_batched_class_that_misbehaves_is_named_with_its_seed(position: int | None, value: Any, what: str) -> None:

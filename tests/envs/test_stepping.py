@@ -1,6 +1,8 @@
 """The door: every kind of autoreset, every kind of space, the same steps through each."""
 
+from contextlib import closing
 from dataclasses import asdict, replace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -11,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
 from rl.envs.stepper import Stepper
 from rl.envs.stepping import EnvConfig, make_envs
-from rl.errors import UserError
+from rl.errors import OneEnvError, UserError
 from rl.run.checkpoint import from_bytes, to_bytes
 from tests.probes import Probe
 
@@ -61,6 +63,44 @@ def test_episodes_are_counted_once_with_their_own_rewards_and_steps(mode: Autore
     assert [step.episode_return.tolist() for step in steps if step.terminated.any()] == [[15, 18]] * 2
     assert [step.episode_length.tolist() for step in steps if step.terminated.any()] == [[3, 3]] * 2
     assert all(step.episode_return.tolist() == [0, 0] for step in steps if not step.terminated.any())
+
+
+class PaidResets(SyncVectorEnv):
+    """Rewards the steps in which it only resets, which nobody has earned."""
+
+    def step(self, actions: np.ndarray) -> tuple[Any, ...]:
+        obs, reward, *rest = super().step(actions)
+        return (obs, np.where(reward == 0, 1e3, reward), *rest)
+
+
+def test_what_a_reset_rewards_is_of_no_episode() -> None:
+    envs = Stepper(PaidResets([Counter] * 2, autoreset_mode=AutoresetMode.NEXT_STEP), "Counter")
+    envs.reset(seed=0)
+    steps = [envs.step(torch.tensor([0, 1])) for _ in range(8)]
+    assert [step.episode_return.tolist() for step in steps if step.terminated.any()] == [[15, 18]] * 2
+
+
+class EndsInResets(SyncVectorEnv):
+    """Says of every step that it ends an episode, so that no action is ever taken."""
+
+    def step(self, actions: np.ndarray) -> tuple[Any, ...]:
+        obs, reward, terminated, *rest = super().step(actions)
+        return (obs, reward, np.ones_like(terminated), *rest)
+
+
+def test_an_episode_does_not_end_in_the_step_that_resets() -> None:
+    envs = Stepper(EndsInResets([Counter] * 2, autoreset_mode=AutoresetMode.NEXT_STEP), "Counter")
+    envs.reset(seed=0)
+    envs.step(torch.tensor([0, 1]))
+    with pytest.raises(OneEnvError, match="ended an episode in the step that resets"):
+        envs.step(torch.tensor([0, 1]))
+
+
+def test_what_exists_only_as_a_batch_is_evaluated_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = replace(gym.spec("CustomEnv-v0"), entry_point=None)
+    monkeypatch.setitem(gym.registry, "CustomEnv-v0", spec)
+    with closing(make_envs(EnvConfig(num_envs=2, vectorization="sync"))) as envs:
+        assert envs.reset(seed=1).shape == (2, 2)
 
 
 def test_observations_come_as_float32() -> None:

@@ -78,7 +78,7 @@ def test_the_bare_command_learns_custom_env_to_its_optimum() -> None:
 
 VARIANTS = {
     "defaults": (2, ""),
-    "shared-data-and-next-step-autoreset": (2, "--share-data --env-id CartPole-v1"),
+    "shared-data-and-next-step-autoreset": (2, "--share-data --env-id CartPole-v1 --precision bf16-true"),
     "uneven-minibatches": (3, "--share-data --num-envs 1 --num-steps 5 --per-rank-batch-size 2 --total-timesteps 150"),
     "everything-else": (
         2,

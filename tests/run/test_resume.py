@@ -143,8 +143,9 @@ def test_a_complete_run_is_left_as_it_is_and_goes_on_for_a_larger_total(
 ) -> None:
     folder = whole_run(monkeypatch, *STEPS.split())
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    train(monkeypatch, "--resume", str(folder))
-    assert "the run is complete after 768 steps; a larger --total-timesteps goes on" in capsys.readouterr().err
+    for shorter in ((), ("--total-timesteps", "192")):
+        train(monkeypatch, "--resume", str(folder), *shorter)
+        assert "the run is complete after 768 steps; a larger --total-timesteps goes on" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     train(monkeypatch, "--resume", str(folder), "--total-timesteps", "960")
     assert [step for step, _ in log_of(folder)["Loss/policy_loss"]] == list(range(96, 961, 96))
