@@ -4,11 +4,13 @@ import atexit
 import functools
 import importlib.util
 import os
+import platform
 import shlex
 import shutil
 import stat
 import subprocess
 import tempfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -57,7 +59,18 @@ def keep_caches_private() -> None:
         UserError: The folder is not this user's, or open to others.
     """
     for variable in CACHES.keys() - os.environ.keys():
-        os.environ[variable] = str(_private_folder() / CACHES[variable])
+        os.environ[variable] = str(_private_folder() / f"{CACHES[variable]}-{_cpu()}")
+
+
+def _cpu() -> str:
+    """What compiled code depends on and Inductor's keys do not hold: a home may be shared by machines of several kinds.
+
+    Code for AVX-512 that is read again where torch runs with less ends the process by a segmentation fault.
+    """
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    return f"{torch.backends.cpu.get_cpu_capability().lower()}-{zlib.crc32(flags.encode()):08x}"
 
 
 def _private_folder() -> Path:

@@ -13,6 +13,7 @@ import torch
 import tqdm
 
 import rl  # noqa: F401 (registers CustomEnv-v0)
+from rl.compilers import keep_caches_private
 from rl.envs.watchdog import watched
 from rl.errors import exit_file
 
@@ -60,3 +61,4 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)
+    keep_caches_private()  # as the programs do

@@ -116,7 +116,12 @@ def test_what_was_compiled_is_kept_where_nobody_else_can_write(monkeypatch: pyte
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     keep_caches_private()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/mine"
-    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "cache/rl/triton")
+    triton = os.environ["TRITON_CACHE_DIR"]
+    assert triton.startswith(str(tmp_path / "cache/rl/triton-"))
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "OTHER")
+    keep_caches_private()
+    assert os.environ["TRITON_CACHE_DIR"].startswith(str(tmp_path / "cache/rl/triton-other-"))  # of another CPU
     assert (tmp_path / "cache/rl").stat().st_mode & 0o777 == 0o700
     for how in ("open to others", "a link"):
         monkeypatch.delenv("TRITON_CACHE_DIR")
