@@ -132,8 +132,12 @@ class Exchange:
         return {"received": self.received}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Has received them again."""
+        """Restores weights that had arrived but were not yet applied; what came with them was asked of an ended run."""
         self.received = state["received"]
+        if self.received is not None:
+            values, vector = self.received
+            asked = torch.tensor([name.startswith("Asked/") for name in self.metric_names])
+            self.received = values.masked_fill(asked, 0.0), vector
 
     def _receive(self) -> None:
         if self.received is None:

@@ -49,6 +49,7 @@ class Attempt:
         """Starts it; with `dies_in_save`, rank 0 is killed in the middle of writing that checkpoint."""
         self.folder = folder
         self.mark = uuid.uuid4().hex
+        self.alone = program.ranks == 1
         environment = marked_environment(self.mark) | {
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
@@ -82,7 +83,8 @@ class Attempt:
         except psutil.Error:
             return False
         launches = any(part.endswith(("torchrun", "fabric")) for part in command[:3])
-        return not launches and parent in (self.launcher.pid, os.getpid())
+        # A rank on its own has no launcher, and what it starts are its environments.
+        return not launches and parent == (os.getpid() if self.alone else self.launcher.pid)
 
     def wait_until_training(self) -> bool:
         """Whether the run has come to its updates, before it ended."""

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from rl.agent import Agent, Network
+from rl.agent import Agent, Network, weight_vector
 from rl.distributed import Ranks
 from rl.envs.spaces import DiscreteActions, Spaces
 from rl.exchange import PLAYER, Exchange, Order, padded
 from rl.joining import rank
 from rl.learners.ppo import PPO, Rows
+from rl.run.requests import SAID
 from rl.seeding import Shuffle
 from tests.ranks import in_ranks
 
@@ -100,6 +101,15 @@ def test_every_row_reaches_one_trainer_an_epoch_and_weighs_the_same(
     with torch.no_grad():
         expected.actor.bias += 1
     assert all(torch.equal(w, parameter) for w, parameter in zip(weights, expected.parameters(), strict=True))
+
+
+def test_what_was_asked_of_a_run_is_not_asked_of_the_one_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: PLAYER)
+    policy, names = agent(), ("loss", *SAID)
+    exchange = Exchange(policy, make_rows(1), names, num_rows=4, num_trainers=1, shared=False, pinned=False)
+    values = torch.tensor([0.5, 15.0, 1.0, 0.0], dtype=torch.float64)  # the run was stopped by SIGTERM
+    exchange.load_state_dict({"received": (values, weight_vector(policy))})
+    assert exchange.receive_weights() == {"loss": 0.5} | dict.fromkeys(SAID, 0.0)
 
 
 def test_rows_that_divide_are_left_as_they_are() -> None:

@@ -81,7 +81,7 @@ class Run:
             position = self.folder.checkpoint["run"]
             if (self.update, self.step) != (position["update"], position["step"]):
                 raise CheckpointError("--resume: the checkpoint does not agree with itself on how far the run is")
-            self.best_return = position["best_return"]
+            self.best_return, self.fraction = position["best_return"], position["fraction"]
             note_learning_rate(self.folder.checkpoint, self.config, self.fraction_done())
         if rank() == 0:
             self.progress = Progress(self.config.last_step(), self.config.report_episodes, self.step)
