@@ -185,6 +185,7 @@ def extend(program: Program, folder: Path, report: Report) -> None:
                 if killed and (newest(folder, report) or before)["run"]["step"] > end["run"]["step"]:
                     attempt.launcher.kill()
                     report.faults[EXTENDED] += 1
+                    break
             report.orphans += [f"{program} after {EXTENDED}: {process.cmdline()}" for process in attempt.left_over()]
         finally:
             attempt.end()
