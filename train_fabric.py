@@ -17,14 +17,14 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor
 
-from rl.agent import Agent
-from rl.command_line import command_line
+from rl.cli import command_line
 from rl.config import CONFIGS, Config
-from rl.distributed import Ranks
+from rl.dist.launch import local_rank
+from rl.dist.ranks import Ranks
 from rl.errors import require
-from rl.float8 import to_float8
-from rl.joining import local_rank
 from rl.learners.learner import AnyLearner, Metrics
+from rl.models.agent import Agent
+from rl.models.float8 import to_float8
 from rl.optimization import AUTOCAST, GradientStep, Weights, gradient_metrics, make_adam
 from rl.rollout import make_collector
 from rl.run.folder import open_run

@@ -21,23 +21,23 @@ from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from rl.agent import Agent
-from rl.command_line import command_line
+from rl.cli import command_line
 from rl.config import DecoupledConfig
-from rl.distributed import Ranks
-from rl.envs.step import Envs
-from rl.envs.stepping import make_envs
+from rl.dist.launch import local_rank, local_world_size, on_first_machine, rank, world_size
+from rl.dist.ranks import Ranks
+from rl.envs.make import make_envs
+from rl.envs.types import Envs
 from rl.errors import StopError, require
 from rl.exchange import PLAYER, Exchange, Order
-from rl.float8 import to_float8
-from rl.joining import local_rank, local_world_size, on_first_machine, rank, world_size
 from rl.learners.learner import Metrics
 from rl.learners.ppo import Rows
+from rl.models.agent import Agent
+from rl.models.float8 import to_float8
 from rl.optimization import AUTOCAST, GradientStep, Weights, gradient_metrics, make_adam
 from rl.rollout import make_collector
+from rl.run.control import SAID, Agreement, Requests
 from rl.run.folder import open_run
 from rl.run.logger import Averages
-from rl.run.requests import SAID, Agreement, Requests
 from rl.run.run import Run
 from rl.run.state import State, learning
 from rl.seeding import Shuffle

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from rl.agent import Agent
-from rl.command_line import command_line
+from rl.cli import command_line
 from rl.config import CONFIGS, Config
-from rl.distributed import Ranks
-from rl.distributions import Distribution
-from rl.float8 import to_float8
-from rl.joining import local_rank
+from rl.dist.launch import local_rank
+from rl.dist.ranks import Ranks
 from rl.learners.learner import AnyLearner, Metrics
+from rl.models.agent import Agent
+from rl.models.distributions import Distribution
+from rl.models.float8 import to_float8
 from rl.optimization import AUTOCAST, GradientStep, Weights, gradient_metrics, make_adam
 from rl.rollout import make_collector
 from rl.run.folder import open_run

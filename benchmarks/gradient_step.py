@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from rl.agent import Agent, Network
-from rl.distributed import Ranks, choose_threads
+from rl.compile import Execution
+from rl.dist.launch import leave_process_group, rank
+from rl.dist.ranks import Ranks, choose_threads
 from rl.envs.spaces import DiscreteActions, Spaces
-from rl.execution import Execution
-from rl.joining import leave_process_group, rank
 from rl.learners.ppo import PPO, Rows
+from rl.models.agent import Agent, Network
 from rl.optimization import GradientStep, Weights, make_adam
 
 OBS_SIZE, ROUNDS = 4, 5

@@ -17,7 +17,7 @@ import tyro
 from programs import ROOT
 
 import train_torch
-from rl.command_line import parse
+from rl.cli import parse
 from rl.config import CONFIGS
 from rl.run.checkpoint import read_checkpoint, write_checkpoint
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl.envs.episodes import SeededEpisodes
-from rl.envs.stepper import Stepper
-from rl.joining import rank
-from rl.run.finite import Finite
-from rl.run.requests import Agreement
+from rl.dist.launch import rank
+from rl.envs.gym_envs import GymEnvs
+from rl.envs.seeded import SeededEpisodes
+from rl.run.checks import Finite
+from rl.run.control import Agreement
 from rl.run.run import Run
 
 IN_NAME_ONLY = "TOGGLED_IN_NAME_ONLY" in os.environ  # to see what the measurement makes of no difference at all
@@ -39,9 +39,9 @@ def bare_sum(agreement: Agreement, values: Tensor) -> Tensor:
 
 BARE = {
     (SeededEpisodes, "step"): lambda self, action: self.env.step(action),
-    (Stepper, "_check"): nothing,
-    (Stepper, "_remember"): nothing,
-    (Stepper, "_guarded"): lambda self, call: call(),
+    (GymEnvs, "_check"): nothing,
+    (GymEnvs, "_remember"): nothing,
+    (GymEnvs, "_guarded"): lambda self, call: call(),
     (Finite, "look"): lambda self, rollout: {"Count/bad_rows": torch.zeros((), device=rollout.reward.device)},
     (Agreement, "sum"): bare_sum,
     (Agreement, "look"): nothing,

@@ -10,21 +10,21 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
-from rl.agent import Network
+from rl.compile import Execution, compiling_pays
 from rl.compilers import compiler_missing
+from rl.dist.launch import local_world_size, on_first_machine, rank, world_size
 from rl.envs.check import check_env
-from rl.envs.functional import TensorEnvs
+from rl.envs.make import EnvConfig, make_envs
 from rl.envs.spaces import BoxActions, Spaces
-from rl.envs.step import Envs
-from rl.envs.stepping import EnvConfig, make_envs
+from rl.envs.tensor_envs import TensorEnvs
+from rl.envs.types import Envs
 from rl.errors import UserError, require
-from rl.execution import Execution, compiling_pays
-from rl.float8 import check_float8
-from rl.joining import local_world_size, on_first_machine, rank, world_size
 from rl.learners.actor_critic import ActorCritic
 from rl.learners.learner import AnyLearner
 from rl.learners.ppo import PPO
 from rl.learners.reinforce import Reinforce
+from rl.models.agent import Network
+from rl.models.float8 import check_float8
 from rl.run.keep import Keep
 
 # The largest value of whole numbers; of those that are not here, what float64 can count to.

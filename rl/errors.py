@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rl.interrupts import INTERRUPTED, impatience
-from rl.joining import absent_ranks, kill_stopped_ranks, leave_process_group, part, rank
+from rl.dist.interrupts import INTERRUPTED, impatience
+from rl.dist.launch import absent_ranks, kill_stopped_ranks, leave_process_group, part, rank
 
 USAGE_ERROR = 2
 

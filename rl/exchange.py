@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rl.agent import weight_vector, weight_views
-from rl.distributed import pack, unpack
+from rl.dist.ranks import pack, unpack
 from rl.learners.ppo import Rows
+from rl.models.agent import weight_vector, weight_views
 from rl.rollout import map_tensors
 
 PLAYER, FIRST_TRAINER = 0, 1

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.adam import Adam, adam
 
-from rl.agent import Agent, call_with, weight_vector, weight_views
-from rl.distributed import Ranks
-from rl.distributions import Distribution
-from rl.execution import Execution
+from rl.compile import Execution
+from rl.dist.ranks import Ranks
 from rl.learners.learner import AnyLearner, Metrics
+from rl.models.agent import Agent, call_with, weight_vector, weight_views
+from rl.models.distributions import Distribution
 
 BETAS, EPS = (0.9, 0.999), 1e-5
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by Lightning's names

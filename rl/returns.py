@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rl.scan import scan
+from rl.compile import scan
 
 
 class Flow(NamedTuple):

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from rl.agent import Agent, Policy, call_with, weight_vector
-from rl.envs.functional import EnvState, TensorEnvs
-from rl.envs.step import Envs, Step
-from rl.execution import Execution
-from rl.joining import rank
-from rl.scan import scan
+from rl.compile import Execution, scan
+from rl.dist.launch import rank
+from rl.envs.tensor_envs import EnvState, TensorEnvs
+from rl.envs.types import Envs, Step
+from rl.models.agent import Agent, Policy, call_with, weight_vector
 from rl.seeding import ACTION, Noise
 
 Fields = TypeVar("Fields", bound=tuple[Tensor, ...])  # a NamedTuple of tensors

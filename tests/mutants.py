@@ -57,17 +57,17 @@ MUTANTS = (
     ),
     Mutant(
         "bootstrap from the observation after the reset",
-        "rl/envs/stepper.py",
+        "rl/envs/gym_envs.py",
         "next_obs[ended] = as_float32(final_obs).reshape(-1, self.spaces.obs_size)",
         "pass",
-        "tests/envs/test_stepping.py",
+        "tests/envs/test_gym_envs.py",
     ),
     Mutant(
         "the step of a reset is learned from",
-        "rl/envs/stepper.py",
+        "rl/envs/gym_envs.py",
         "acted = ~self.resetting",
         "acted = np.ones_like(self.resetting)",
-        "tests/envs/test_stepping.py",
+        "tests/envs/test_gym_envs.py",
     ),
     Mutant(
         "the same order every epoch",
@@ -85,10 +85,10 @@ MUTANTS = (
     ),
     Mutant(
         "episodes end without a return",
-        "rl/envs/stepper.py",
+        "rl/envs/gym_envs.py",
         "(self.running_return * ended).astype(np.float32)",
         "(0 * self.running_return).astype(np.float32)",
-        "tests/envs/test_stepping.py",
+        "tests/envs/test_gym_envs.py",
     ),
     Mutant(
         "the learning rate is annealed one update ahead",
@@ -99,7 +99,7 @@ MUTANTS = (
     ),
     Mutant(
         "a step in which an environment only resets counts",
-        "rl/envs/stepper.py",
+        "rl/envs/gym_envs.py",
         "self.num_ignored += self.num_envs - int(acted.sum())",
         "self.num_ignored += 0",
         "tests/test_rollout.py -k real_steps",
@@ -144,14 +144,14 @@ MUTANTS = (
         "rl/learners/ppo.py",
         "sum_over_ranks(estimates.sums)",
         "estimates.sums",
-        "tests/test_distributed.py",
+        "tests/dist/test_ranks.py",
     ),
     Mutant(
         "rows are weighed by rank",
         "rl/learners/learner.py",
         "return weight * (weight.numel() * num_ranks / total.clamp(min=1)).float()",
         "return weight",
-        "tests/learners tests/test_distributed.py",
+        "tests/learners tests/dist/test_ranks.py",
     ),
     Mutant(
         "the order of rows is not restored",
@@ -162,7 +162,7 @@ MUTANTS = (
     ),
     Mutant(
         "actions are played again in another precision",
-        "rl/envs/stepper.py",
+        "rl/envs/gym_envs.py",
         "torch.from_numpy(np.array(actions))",
         "torch.from_numpy(np.array(actions, np.float64))",
         "tests/run/test_resume.py -k same_bits",
@@ -190,14 +190,14 @@ MUTANTS = (
     ),
     Mutant(
         "the ranks of a second attempt find what the first left",
-        "rl/joining.py",
+        "rl/dist/launch.py",
         'return attempt / "ranks"',
         'return attempt.parent / "ranks"',
         "tests/programs/test_faults.py -k started_again",
     ),
     Mutant(
         "a terminal's interrupt ends the environments' processes",
-        "rl/envs/episodes.py",
+        "rl/envs/seeded.py",
         "signal.signal(asked, signal.SIG_IGN)",
         "pass",
         "tests/programs/test_faults.py -k ends_the_update",
@@ -214,7 +214,7 @@ MUTANTS = (
         "rl/run/logger.py",
         "values = iter(self.sum_over_ranks(totals).tolist())",
         "values = iter(totals.tolist())",
-        "tests/test_distributed.py",
+        "tests/dist/test_ranks.py",
     ),
     Mutant(
         "noise starts again after a resume",
@@ -225,7 +225,7 @@ MUTANTS = (
     ),
     Mutant(
         "running returns start again after a resume",
-        "rl/envs/stepper.py",
+        "rl/envs/gym_envs.py",
         'state["running_return"].numpy() * ~forgotten',
         "0",
         "tests/run/test_resume.py -k same_bits",
@@ -246,17 +246,17 @@ MUTANTS = (
     ),
     Mutant(
         "weights that differ go unnoticed",
-        "rl/run/requests.py",
+        "rl/run/control.py",
         "self.drifted |= any(",
         "self.drifted |= False and any(",
         "tests/run/test_faults.py",
     ),
     Mutant(
         "a rank outlives its launcher",
-        "rl/joining.py",
+        "rl/dist/launch.py",
         "threading.Thread(target=stop_after_it, daemon=True).start()",
         "pass",
-        "tests/test_joining.py -k asked_to_stop",
+        "tests/dist/test_launch.py -k asked_to_stop",
     ),
     Mutant(
         "an episode's gradient is divided by its length",
@@ -267,7 +267,7 @@ MUTANTS = (
     ),
     Mutant(
         "a checksum that does not mind places",
-        "rl/run/requests.py",
+        "rl/run/control.py",
         "value = zlib.crc32(part, value)",
         "value += sum(part)",
         "tests/run/test_faults.py -k sum_would_miss",
@@ -281,7 +281,7 @@ MUTANTS = (
     ),
     Mutant(
         "a stop of one rank is its own affair",
-        "rl/run/requests.py",
+        "rl/run/control.py",
         "word = self.told if self.word is None else self.word.tolist()",
         "word = self.told + [0.0] * 4",
         "tests/run/test_faults.py",

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from rl.joining import leave_process_group
+from rl.dist.launch import leave_process_group
 
 # Ranks are forked from a process that has imported all this, which each of them would else take seconds for.
 multiprocessing.set_forkserver_preload(["torch._dynamo", "rl.run.run", "rl.exchange"])

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import train_torch
-from rl.command_line import check_versions, command_line, mend_streams, note_repeated, parse, read_flags
+from rl.cli import check_versions, command_line, mend_streams, note_repeated, parse, read_flags
 from rl.config import CONFIGS, Config, DecoupledConfig
-from rl.distributed import choose_threads
-from rl.envs.functional import TENSOR_ENVS
-from rl.envs.stepping import EnvConfig
+from rl.dist.ranks import choose_threads
+from rl.envs.make import EnvConfig
+from rl.envs.tensor_envs import TENSOR_ENVS
 from rl.errors import UserError
 from rl.learners.actor_critic import ActorCritic
 from rl.learners.ppo import PPO
@@ -322,7 +322,7 @@ def test_variables_of_a_launcher_that_are_set_by_half_are_named(
 
 def test_libraries_that_are_too_old_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     check_versions()
-    monkeypatch.setattr("rl.command_line.version", lambda name: {"torch": "2.13.0+cpu", "gymnasium": "1.0.2"}[name])
+    monkeypatch.setattr("rl.cli.version", lambda name: {"torch": "2.13.0+cpu", "gymnasium": "1.0.2"}[name])
     with pytest.raises(UserError, match=r"gymnasium 1\.0\.2: is too old; must be 1\.4 or later: pip install"):
         check_versions()
 

@@ -4,23 +4,30 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import train_torch
-from rl import interrupts
-from rl.command_line import command_line
+from rl.cli import command_line
 from rl.config import CONFIGS
+from rl.dist import interrupts
+from rl.dist.interrupts import impatience
 from rl.errors import StopError, UserError, exit_file, how_ended, one_line, reported
-from rl.interrupts import impatience
 
 
 def outcome(error: BaseException) -> object:
     with pytest.raises(SystemExit) as exit_, reported():
         raise error
     return exit_.value.code
+
+
+def replace_sleep(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], object]) -> None:
+    """Replaces `time.sleep` on this thread; the threads that other tests have left, such as the watchdog, sleep on."""
+    own, real = threading.current_thread(), time.sleep
+    monkeypatch.setattr("time.sleep", lambda s: (sleep if threading.current_thread() is own else real)(s))
 
 
 def test_an_interrupted_run_says_so_and_has_the_conventional_code(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,7 +39,7 @@ def test_other_ranks_leave_the_word_to_rank_0_and_speak_if_it_had_nothing_to_say
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("time.sleep", waits.append)
+    replace_sleep(monkeypatch, waits.append)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     for rank, message in ((0, "error: no\n"), (1, "error on rank 1: no\n")):
         monkeypatch.setenv("RANK", str(rank))
@@ -61,7 +68,7 @@ def test_the_launcher_shows_the_line_as_the_reason(monkeypatch: pytest.MonkeyPat
 def test_a_rank_that_leaves_the_word_to_rank_0_is_no_failure_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
     monkeypatch.setattr("os._exit", left.append)
-    monkeypatch.setattr("time.sleep", lambda _: None if left else os.kill(os.getpid(), signal.SIGTERM))
+    replace_sleep(monkeypatch, lambda _: None if left else os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("RANK", "1")
     assert outcome(UserError("no")) == 2

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from rl.agent import Agent, Network, weight_vector
-from rl.distributed import Ranks
+from rl.dist.launch import rank
+from rl.dist.ranks import Ranks
 from rl.envs.spaces import DiscreteActions, Spaces
 from rl.exchange import PLAYER, Exchange, Order, padded
-from rl.joining import rank
 from rl.learners.ppo import PPO, Rows
-from rl.run.requests import SAID
+from rl.models.agent import Agent, Network, weight_vector
+from rl.run.control import SAID
 from rl.seeding import Shuffle
 from tests.ranks import in_ranks
 

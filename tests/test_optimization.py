@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 import rl.optimization
-from rl.agent import Agent, Network, call_with, weight_vector
-from rl.distributed import Ranks
+from rl.compile import Execution, Mode
+from rl.dist.ranks import Ranks
 from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
-from rl.execution import Execution, Mode
 from rl.learners.ppo import PPO, Rows
+from rl.models.agent import Agent, Network, call_with, weight_vector
 from rl.optimization import GradientStep, Weights, make_adam
 
 SPACES = {"discrete": Spaces(3, DiscreteActions(4)), "continuous": Spaces(3, BoxActions((-1.0, -1.0), (1.0, 1.0)))}

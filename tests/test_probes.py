@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import train_torch
-from rl.command_line import parse
+from rl.cli import parse
 from rl.config import CONFIGS
-from rl.distributions import Categorical
+from rl.models.distributions import Categorical
 from rl.run.checkpoint import agent_of, read_checkpoint
 from tests import probes  # noqa: F401 (registers them)
 

@@ -10,12 +10,12 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import train_torch
-from rl.agent import Agent, Network
-from rl.command_line import parse
+from rl.cli import parse
 from rl.config import CONFIGS
-from rl.envs.step import Envs
-from rl.envs.stepper import Stepper
-from rl.envs.stepping import EnvConfig, make_envs
+from rl.envs.gym_envs import GymEnvs
+from rl.envs.make import EnvConfig, make_envs
+from rl.envs.types import Envs
+from rl.models.agent import Agent, Network
 from rl.rollout import Collector, Rollout, TensorCollector, make_collector
 from rl.run.checkpoint import read_checkpoint
 from rl.run.run import Run
@@ -71,7 +71,7 @@ def test_behaviour_is_recorded_with_the_policy_that_acted() -> None:
 def test_next_observations_are_the_next_rows_within_an_episode_and_the_final_ones_at_its_end(
     mode: AutoresetMode,
 ) -> None:
-    envs = Stepper(SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 3, autoreset_mode=mode), "CartPole-v1")
+    envs = GymEnvs(SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 3, autoreset_mode=mode), "CartPole-v1")
     rollout = make_collector(envs, agent_for(envs), seed=1, first_env=0).collect(120)
     follows = torch.equal(rollout.next_obs[:-1], rollout.obs[1:])
     ended = rollout.terminated | rollout.truncated

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import train_torch
-from rl.command_line import command_line
+from rl.cli import command_line
 from rl.config import CONFIGS, Config
-from rl.envs.stepping import EnvConfig
+from rl.envs.make import EnvConfig
 from rl.errors import UserError, how_ended
 from rl.run.folder import folder_stem, run_of
 from tests import probes  # noqa: F401 (registers them)

@@ -14,8 +14,8 @@ from gymnasium.utils import env_checker
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from rl.envs.functional import TensorEnv, TensorEnvs
 from rl.envs.spaces import Spaces
+from rl.envs.tensor_envs import TensorEnv, TensorEnvs
 from rl.errors import UserError
 
 NUM_ENVS, NUM_EPISODES, NUM_STEPS = 5, 4, 10

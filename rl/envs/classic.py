@@ -6,7 +6,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from rl.envs.functional import TensorEnv
+from rl.envs.tensor_envs import TensorEnv
 
 
 def box(*high: float) -> gym.spaces.Box:

@@ -11,7 +11,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rl.envs.functional import TensorEnv
+from rl.envs.tensor_envs import TensorEnv
 
 PUSH = 0.1
 DAMPING = 0.95

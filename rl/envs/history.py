@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rl.joining import rank
+from rl.dist.launch import rank
 
 
 class History:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rl.agent import Policy
 from rl.errors import require
 from rl.learners.learner import Learner, Metrics, normalised_weight, standardised, weighted_mean, weighted_sums
 from rl.learners.replay import Replay
+from rl.models.agent import Policy
 from rl.rollout import Rollout, map_tensors
 from rl.seeding import Shuffle
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from rl.agent import Policy
 from rl.errors import require
+from rl.models.agent import Policy
 from rl.rollout import AnyCollector, Rollout
 from rl.seeding import Shuffle
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rl.agent import Policy
 from rl.errors import require
 from rl.learners.learner import (
     Learner,
@@ -19,6 +18,7 @@ from rl.learners.learner import (
     weighted_mean,
     weighted_sums,
 )
+from rl.models.agent import Policy
 from rl.returns import gae
 from rl.rollout import Rollout, map_tensors
 from rl.seeding import Shuffle

@@ -7,9 +7,9 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from rl.agent import Policy
 from rl.errors import require
 from rl.learners.learner import Learner, Metrics, normalised_weight, standardised, weighted_mean, weighted_sums
+from rl.models.agent import Policy
 from rl.returns import returns_to_go
 from rl.rollout import AnyCollector, Rollout, collect_episodes, map_tensors
 from rl.seeding import Shuffle

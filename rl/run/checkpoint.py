@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 from typing_extensions import TypedDict
 
-from rl.agent import Agent, Network
 from rl.config import Config
 from rl.envs.spaces import Spaces
 from rl.errors import CheckpointError, UserError, one_line
+from rl.models.agent import Agent, Network
 from rl.run.evaluation import act
 
 FORMAT = 1  # of what a checkpoint holds; to be raised with every change that older programs cannot read

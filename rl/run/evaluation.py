@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rl.agent import Agent
 from rl.config import Config
-from rl.envs.step import Envs
-from rl.envs.stepper import Stepper
-from rl.envs.stepping import EnvConfig, make_envs, making
+from rl.envs.gym_envs import GymEnvs
+from rl.envs.make import EnvConfig, make_envs, making
+from rl.envs.types import Envs
 from rl.errors import EnvError, UserError
 from rl.learners.learner import AnyLearner
+from rl.models.agent import Agent
 from rl.seeding import evaluation_seed
 
 
@@ -83,7 +83,7 @@ def record_video(policy: Agent, config: EnvConfig, path: Path, *, seed: int, max
     one = replace(config, num_envs=1, vectorization="sync", env_backend="gymnasium")
     with closing(make_envs(one, film=path)) as envs:
         evaluation = evaluate(policy, envs.to(policy.critic.weight.device), seed=seed, max_steps=max_steps)
-        cast(Stepper, envs).envs.call("stop_recording")  # type: ignore[attr-defined]
+        cast(GymEnvs, envs).envs.call("stop_recording")  # type: ignore[attr-defined]
     # RecordVideo names the file after the episode's number.
     path.with_name(f"{path.stem}-episode-0.mp4").rename(path)
     return evaluation.total_return.item()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.config import Config
+from rl.dist.launch import folder_of_rank_0, join_ranks, rank, world_size
 from rl.errors import (
     CheckpointError,
     CrashLoopError,
@@ -22,7 +23,6 @@ from rl.errors import (
     exit_file,
     how_ended,
 )
-from rl.joining import folder_of_rank_0, join_ranks, rank, world_size
 from rl.learners.learner import AnyLearner
 from rl.run.checkpoint import read_checkpoint, write_checkpoint, write_whole
 

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from typeguard import TypeCheckError
 
-from rl.agent import Network
 from rl.config import Config, flat
-from rl.envs.stepping import EnvConfig
+from rl.dist.launch import rank, world_size
+from rl.envs.make import EnvConfig
 from rl.errors import CheckpointError, NothingToResumeError, how_ended, one_line
-from rl.joining import rank, world_size
+from rl.models.agent import Network
 from rl.run.checkpoint import MISFITS, agent_of, check_types, from_bytes, read_checkpoint
 from rl.run.folder import folder_stem, kept_checkpoints, run_of
 from rl.run.keep import Keep

@@ -11,20 +11,20 @@ from typing import Any, cast
 from torch import Tensor
 from typing_extensions import Self
 
-from rl.agent import Agent
+from rl.compile import Execution
 from rl.config import Config
-from rl.distributed import Ranks
+from rl.dist.launch import rank
+from rl.dist.ranks import Ranks
 from rl.errors import CheckpointError, DiskError, StopError, exit_file
-from rl.execution import Execution
-from rl.joining import rank
 from rl.learners.learner import AnyLearner
+from rl.models.agent import Agent
 from rl.rollout import AnyCollector, Rollout
 from rl.run.checkpoint import Content, Position, content_of
+from rl.run.checks import Finite
+from rl.run.control import MAX_FAILED_WRITES, Agreement, Requests
 from rl.run.evaluation import Evaluation, evaluate_run, film_run
-from rl.run.finite import Finite
 from rl.run.folder import BEST, LAST, PERIODIC, RunFolder
 from rl.run.logger import Averages, Episodes, Guarded, Logger, Progress, say
-from rl.run.requests import MAX_FAILED_WRITES, Agreement, Requests
 from rl.run.resume import note_learning_rate
 from rl.run.state import State, Stateful
 from rl.run.summary import summary

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rl.distributed import Ranks
+from rl.dist.ranks import Ranks
 from rl.errors import CheckpointError, UserError, one_line
 from rl.run.checkpoint import MISFITS, check_finite, from_bytes, to_bytes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rl.joining import world_size
+from rl.dist.launch import world_size
 from rl.run.evaluation import Evaluation
 
 if TYPE_CHECKING:

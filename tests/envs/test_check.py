@@ -13,7 +13,7 @@ from torch import Tensor
 
 import rl
 from rl.envs.classic import CartPole, Pendulum
-from rl.envs.functional import TENSOR_ENVS
+from rl.envs.tensor_envs import TENSOR_ENVS
 from rl.errors import UserError
 
 README = Path(__file__).parent.parent.parent / "README.md"

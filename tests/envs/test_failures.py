@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 import torch
 
-from rl.agent import Agent, Network
 from rl.envs.custom import CustomVectorEnv
-from rl.envs.episodes import SeededEpisodes
-from rl.envs.stepper import Stepper
-from rl.envs.stepping import EnvConfig, make_envs
+from rl.envs.gym_envs import GymEnvs
+from rl.envs.make import EnvConfig, make_envs
+from rl.envs.seeded import SeededEpisodes
 from rl.errors import EnvError, OneEnvError, StopError, exit_file, reported
+from rl.models.agent import Agent, Network
+from rl.run.control import Requests
 from rl.run.evaluation import evaluate, record_video
-from rl.run.requests import Requests
 from rl.seeding import environment_seed, episode_seed
 from tests.forks import forked
 from tests.probes import Obs, Probe
@@ -240,7 +240,7 @@ def test_a_batched_class_that_misbehaves_is_named_with_its_seed(position: int | 
         result = [np.zeros((num_envs, 2)), np.ones(num_envs), np.zeros(num_envs, bool), np.zeros(num_envs, bool), {}]
         return (*result[:position], value, *result[position + 1 :])
 
-    envs = Stepper(OddBatch(2), "Batch-v0")
+    envs = GymEnvs(OddBatch(2), "Batch-v0")
     envs.reset(seed=7)
     Odd.do = staticmethod(step)
     with pytest.raises(OneEnvError) as raised:
@@ -264,7 +264,7 @@ class NaNAfterReset(Probe):
 def test_the_observation_that_is_not_finite_is_the_one_that_is_printed(bad: int) -> None:
     NaNAfterReset.bad = bad
     vector = gym.vector.SyncVectorEnv([lambda: SeededEpisodes(NaNAfterReset())], autoreset_mode="SameStep")
-    envs = Stepper(vector, "NaN-v0", seeded=True)
+    envs = GymEnvs(vector, "NaN-v0", seeded=True)
     with pytest.raises(OneEnvError) as raised:
         envs.reset(seed=7)
         for _ in range(3):
@@ -338,7 +338,7 @@ def test_what_makes_progress_is_not_hung_however_long_it_takes(vectorization: st
         Stuck.where = "slow"
         config = EnvConfig("Stuck-v0", num_envs=4, vectorization=vectorization, env_timeout=1.5)
         with closing(make_envs(config)) as envs:  # 1.6 s in all, and so is each step of sync
-            envs = Stepper(envs.envs, "Stuck-v0", seeded=True, memory="episodes", timeout_seconds=1.5)
+            envs = GymEnvs(envs.envs, "Stuck-v0", seeded=True, memory="episodes", timeout_seconds=1.5)
             envs.reset(seed=7)
             for _ in range(3):
                 envs.step(torch.zeros(4, 1))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rl.distributions import Categorical, Distribution
 from rl.learners.actor_critic import ActorCritic, Transitions, shared_error
+from rl.models.distributions import Categorical, Distribution
 from rl.rollout import Rollout
 from rl.seeding import Shuffle
 

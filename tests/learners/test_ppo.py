@@ -9,11 +9,11 @@ import stable_baselines3
 import torch
 from torch import Tensor
 
-from rl.agent import Agent, Network
-from rl.distributions import Categorical
+from rl.envs.make import EnvConfig, make_envs
 from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
-from rl.envs.stepping import EnvConfig, make_envs
 from rl.learners.ppo import PPO, Rows, clipped_surrogate, squared_error
+from rl.models.agent import Agent, Network
+from rl.models.distributions import Categorical
 from rl.rollout import Rollout, make_collector
 from rl.seeding import Shuffle
 

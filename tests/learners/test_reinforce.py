@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rl.agent import Agent, Network
 from rl.config import CONFIGS
-from rl.distributions import Categorical, Distribution
-from rl.envs.stepping import EnvConfig, make_envs
+from rl.envs.make import EnvConfig, make_envs
 from rl.learners.reinforce import Reinforce, Rows
+from rl.models.agent import Agent, Network
+from rl.models.distributions import Categorical, Distribution
 from rl.returns import returns_to_go
 from rl.rollout import Rollout, collect_episodes, make_collector
 

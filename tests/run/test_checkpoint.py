@@ -25,11 +25,11 @@ import rl
 import rl.run.checkpoint
 import rl.run.folder
 import train_torch
-from rl.agent import Agent
-from rl.command_line import command_line, parse
+from rl.cli import command_line, parse
 from rl.config import CONFIGS
 from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
 from rl.errors import CheckpointError, ExitFile, FolderError, StopError, how_ended
+from rl.models.agent import Agent
 from rl.run.checkpoint import FORMAT, from_bytes, packed, read_checkpoint, write_checkpoint
 from rl.run.evaluation import act
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from rl.agent import Agent, Network
 from rl.config import CONFIGS
-from rl.envs.stepping import EnvConfig, make_envs
+from rl.envs.make import EnvConfig, make_envs
+from rl.models.agent import Agent, Network
 from rl.run.evaluation import Evaluation, act, evaluate, evaluate_run, record_video
 from rl.seeding import environment_seed, evaluation_seed
 

@@ -17,12 +17,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 import rl.run.folder
 import train_torch
-from rl.command_line import command_line
+from rl.cli import command_line
 from rl.config import CONFIGS
-from rl.distributed import Ranks
+from rl.dist.ranks import Ranks
 from rl.errors import RanksError, StopError
 from rl.run.checkpoint import read_checkpoint, write_checkpoint
-from rl.run.requests import Agreement, Requests, crc, memory, weighted_sum
+from rl.run.control import Agreement, Requests, crc, memory, weighted_sum
 from tests import probes
 from tests.ranks import in_ranks
 
@@ -81,7 +81,7 @@ def test_an_episode_that_cannot_be_played_again_ends_the_resume_with_a_line(
     assert train(monkeypatch, "--env-id", "Breaking-v0", "--total-timesteps", "128") == 0
     (folder,) = Path("logs/torch_logs").iterdir()
     monkeypatch.setattr(probes.Breaking, "broken", True)
-    monkeypatch.setattr("rl.envs.stepping.probed", lambda name: ("episodes", False))
+    monkeypatch.setattr("rl.envs.make.probed", lambda name: ("episodes", False))
     assert train(monkeypatch, "--resume", str(folder), "--total-timesteps", "256") == 71
     (line,) = errors(capsys)
     assert "environment 0 raised ConnectionError: the simulator is gone at " in line

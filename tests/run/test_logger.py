@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rl.distributed import Ranks
+from rl.dist.ranks import Ranks
 from rl.run.logger import Averages, Episodes, Progress, TensorBoardWriter, say
 
 

@@ -18,7 +18,7 @@ import rl.run.folder
 import rl.run.run
 import train_fabric_decoupled
 import train_torch
-from rl.command_line import command_line
+from rl.cli import command_line
 from rl.config import CONFIGS, DecoupledConfig
 from rl.run.checkpoint import from_bytes, read_checkpoint, to_bytes, write_checkpoint
 from rl.run.run import Run

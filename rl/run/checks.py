@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl.distributed import Ranks
+from rl.dist.ranks import Ranks
 from rl.errors import EnvError, NumericError
 from rl.rollout import Rollout
 

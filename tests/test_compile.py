@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import train_fabric_decoupled
-from rl.agent import Agent, Network
+from rl.compile import Execution, _Specialised, compiled
 from rl.compilers import compiler_missing, keep_caches_private
 from rl.config import Config, DecoupledConfig
-from rl.envs.stepping import EnvConfig, make_envs
+from rl.envs.make import EnvConfig, make_envs
 from rl.errors import UserError
-from rl.execution import Execution, _Specialised, compiled
 from rl.learners.ppo import PPO, Estimates
+from rl.models.agent import Agent, Network
 from rl.rollout import Rollout, make_collector
 from tests import probes  # noqa: F401 (registers them)
 

@@ -12,14 +12,14 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rl.envs.episodes import EPISODES, EpisodeError, from_outside, how_ended, seed_of
+from rl.dist.launch import rank
 from rl.envs.history import History
+from rl.envs.seeded import EPISODES, EpisodeError, from_outside, how_ended, seed_of
 from rl.envs.snapshot import AnyVectorEnv, restore, snapshot
 from rl.envs.spaces import Spaces
-from rl.envs.step import QUIET, Step, as_float32, wrong_types
+from rl.envs.types import QUIET, Step, as_float32, wrong_types
 from rl.envs.watchdog import trouble_of, watched
 from rl.errors import OneEnvError, UserError, described
-from rl.joining import rank
 from rl.seeding import environment_seed, episode_seed
 
 Result = TypeVar("Result")
@@ -27,7 +27,7 @@ Memory = Literal["episodes", "snapshot", "none"]
 """How environments come back after a resume: their episodes are played again, their attributes put back, or not."""
 
 
-class Stepper:
+class GymEnvs:
     """Steps N Gymnasium environments in tensors, whatever way they are batched and reset."""
 
     def __init__(
@@ -154,7 +154,7 @@ class Stepper:
         self.num_steps += 1
         return step
 
-    def to(self, device: torch.device) -> "Stepper":
+    def to(self, device: torch.device) -> "GymEnvs":
         """Has the tensors made on this device from now on."""
         self.device = device
         return self

@@ -18,15 +18,15 @@ import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import RecordVideo
 
-from rl.envs.episodes import EpisodeError, SeededEpisodes, from_outside, replayable, worker
-from rl.envs.functional import TENSOR_ENVS, TensorEnvs
+from rl.dist.launch import rank
+from rl.envs.gym_envs import GymEnvs, Memory
+from rl.envs.seeded import EpisodeError, SeededEpisodes, from_outside, replayable, worker
 from rl.envs.snapshot import snapshots_suffice
 from rl.envs.spaces import Spaces
-from rl.envs.step import Envs
-from rl.envs.stepper import Memory, Stepper
+from rl.envs.tensor_envs import TENSOR_ENVS, TensorEnvs
+from rl.envs.types import Envs
 from rl.envs.watchdog import progress, watched
 from rl.errors import EnvError, UserError, described, require
-from rl.joining import rank
 
 ENV_ID = re.compile(r"([A-Za-z_][\w.]*:)?([A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 
@@ -145,7 +145,7 @@ def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = 
                 file=sys.stderr,
             )
         try:
-            return Stepper(
+            return GymEnvs(
                 envs,
                 config.env_id,
                 seeded=not native,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rl.distributions import Categorical, DiagonalGaussian, Distribution
 from rl.envs.spaces import DiscreteActions, Spaces
 from rl.errors import require
+from rl.models.distributions import Categorical, DiagonalGaussian, Distribution
 
 Policy = Callable[[Tensor], tuple[Distribution, Tensor]]  # an agent, or what stands for one
 

@@ -17,9 +17,9 @@ import tyro
 
 from rl.compilers import keep_caches_private
 from rl.config import CONFIGS, Config
-from rl.distributed import choose_threads
+from rl.dist.launch import check_variables, end_with_launcher, rank, take_slurm_ranks
+from rl.dist.ranks import choose_threads
 from rl.errors import USAGE_ERROR, CheckpointError, UserError, let_rank_0_speak, note_end, reported, require
-from rl.joining import check_variables, end_with_launcher, rank, take_slurm_ranks
 from rl.run.evaluation import check_video
 from rl.run.resume import check_goes_on, config_of, find_checkpoint, is_complete
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from rl.envs.gym_envs import GymEnvs
+from rl.envs.make import EnvConfig, make_envs
 from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
-from rl.envs.stepper import Stepper
-from rl.envs.stepping import EnvConfig, make_envs
 from rl.errors import OneEnvError, UserError
 from rl.run.checkpoint import from_bytes, to_bytes
 from tests.probes import Probe
@@ -32,8 +32,8 @@ class Counter(Probe):
         return float(action)
 
 
-def stepper(mode: AutoresetMode, env: type[Probe] = Counter, num_envs: int = 2) -> Stepper:
-    return Stepper(SyncVectorEnv([env] * num_envs, autoreset_mode=mode), "Counter")
+def stepper(mode: AutoresetMode, env: type[Probe] = Counter, num_envs: int = 2) -> GymEnvs:
+    return GymEnvs(SyncVectorEnv([env] * num_envs, autoreset_mode=mode), "Counter")
 
 
 def test_same_step_gives_the_final_observation_and_the_next_first_one() -> None:
@@ -74,7 +74,7 @@ class PaidResets(SyncVectorEnv):
 
 
 def test_what_a_reset_rewards_is_of_no_episode() -> None:
-    envs = Stepper(PaidResets([Counter] * 2, autoreset_mode=AutoresetMode.NEXT_STEP), "Counter")
+    envs = GymEnvs(PaidResets([Counter] * 2, autoreset_mode=AutoresetMode.NEXT_STEP), "Counter")
     envs.reset(seed=0)
     steps = [envs.step(torch.tensor([0, 1])) for _ in range(8)]
     assert [step.episode_return.tolist() for step in steps if step.terminated.any()] == [[15, 18]] * 2
@@ -89,7 +89,7 @@ class EndsInResets(SyncVectorEnv):
 
 
 def test_an_episode_does_not_end_in_the_step_that_resets() -> None:
-    envs = Stepper(EndsInResets([Counter] * 2, autoreset_mode=AutoresetMode.NEXT_STEP), "Counter")
+    envs = GymEnvs(EndsInResets([Counter] * 2, autoreset_mode=AutoresetMode.NEXT_STEP), "Counter")
     envs.reset(seed=0)
     envs.step(torch.tensor([0, 1]))
     with pytest.raises(OneEnvError, match="ended an episode in the step that resets"):
@@ -110,7 +110,7 @@ def test_observations_come_as_float32() -> None:
 
 def test_an_environment_may_reuse_its_arrays() -> None:
     inner = SyncVectorEnv([Counter] * 2, autoreset_mode=AutoresetMode.SAME_STEP, copy=False)
-    envs = Stepper(inner, "Counter")
+    envs = GymEnvs(inner, "Counter")
     envs.reset(seed=0)
     first = envs.step(torch.tensor([0, 0]))
     kept = [field.clone() for field in first]

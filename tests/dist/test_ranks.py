@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from rl.agent import Agent, Network
-from rl.distributed import Ranks, pack, unpack
+from rl.models.agent import Agent, Network
+from rl.dist.ranks import Ranks, pack, unpack
 from rl.envs.spaces import DiscreteActions, Spaces
-from rl.joining import rank
+from rl.dist.launch import rank
 from rl.learners.ppo import PPO
 from rl.rollout import Rollout
 from rl.run.logger import Averages

@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from rl.envs.spaces import Spaces
-from rl.envs.step import Step
+from rl.envs.types import Step
 from rl.seeding import INITIAL, TRANSITION, Noise
 
 

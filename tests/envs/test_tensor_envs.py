@@ -12,13 +12,13 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from torch import Tensor
 
 import rl
-from rl.agent import Agent, Network
 from rl.envs.classic import CartPole, Pendulum
 from rl.envs.custom import CustomTensorEnv
-from rl.envs.functional import TENSOR_ENVS, TensorEnvs
-from rl.envs.step import Step
-from rl.envs.stepping import EnvConfig, make_envs
+from rl.envs.make import EnvConfig, make_envs
+from rl.envs.tensor_envs import TENSOR_ENVS, TensorEnvs
+from rl.envs.types import Step
 from rl.errors import UserError
+from rl.models.agent import Agent, Network
 from rl.rollout import Rollout, make_collector
 
 NUM_EPISODES = 1000

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from rl.agent import Agent, Network
-from rl.distributions import Categorical, DiagonalGaussian
 from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
+from rl.models.agent import Agent, Network
+from rl.models.distributions import Categorical, DiagonalGaussian
 
 DISCRETE, BOX = Spaces(3, DiscreteActions(4)), Spaces(3, BoxActions((-1.0, -1.0), (1.0, 1.0)))
 

@@ -16,9 +16,9 @@ import numpy as np
 from gymnasium.vector.async_vector_env import _async_worker
 from numpy.typing import NDArray
 
+from rl.dist.launch import rank, signal_at_parents_death
 from rl.envs.watchdog import progress
 from rl.errors import StopError, UserError, described, one_line
-from rl.joining import rank, signal_at_parents_death
 from rl.seeding import episode_seed
 
 EPISODES = 2**32  # of an environment, at the most

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rl.agent import Agent, Network
-from rl.command_line import parse
+from rl.cli import parse
 from rl.config import CONFIGS
 from rl.envs.spaces import DiscreteActions, Spaces
 from rl.errors import UserError
-from rl.float8 import to_float8
+from rl.models.agent import Agent, Network
+from rl.models.float8 import to_float8
 
 CPU = torch.device("cpu")
 

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 import rl
 import train_torch
-from rl.command_line import command_line, parse
+from rl.cli import command_line, parse
 from rl.config import CONFIGS
-from rl.distributed import Ranks
+from rl.dist.ranks import Ranks
 from rl.envs.custom import CustomTensorEnv
 from rl.errors import CheckpointError, EnvError, NumericError
 from rl.optimization import Weights, gradient_metrics, make_adam
 from rl.run.checkpoint import from_bytes, read_checkpoint, to_bytes, write_checkpoint
-from rl.run.finite import Finite
+from rl.run.checks import Finite
 from rl.seeding import INITIAL, Noise, environment_seed
 from tests import probes  # noqa: F401 (registers them)
 

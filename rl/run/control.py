@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from rl.distributed import Ranks
+from rl.dist.interrupts import is_second
+from rl.dist.ranks import Ranks
 from rl.errors import DiskError, RanksError, StopError
-from rl.interrupts import is_second
 from rl.rollout import AnyCollector
 from rl.seeding import split_mix
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rl import joining
-from rl.joining import end_with_launcher, rank, take_slurm_ranks, world_size
+from rl.dist import launch
+from rl.dist.launch import end_with_launcher, rank, take_slurm_ranks, world_size
 
 SLURM = {
     "SLURM_NTASKS": "8",
@@ -91,7 +91,7 @@ def process(command: str, **variables: str) -> Iterator[int]:
 def test_the_launcher_is_found_behind_wrapper_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     with process(":", TORCHELASTIC_RUN_ID="x") as wrapper:
         monkeypatch.setattr("os.getppid", lambda: wrapper)
-        assert joining._launcher() == os.getpid()
+        assert launch._launcher() == os.getpid()
 
 
 def test_a_rank_whose_launcher_died_before_it_looked_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,16 +122,16 @@ def test_a_rank_is_asked_to_stop_when_its_launcher_dies(monkeypatch: pytest.Monk
 def met(monkeypatch: pytest.MonkeyPatch, *processes: int) -> None:
     """Has these processes be the ranks that have met."""
     identities = [
-        {"pid": pid, "started_at": joining._status(pid).started_at, "host": socket.gethostname(), "timeout": 0.2}
+        {"pid": pid, "started_at": launch._status(pid).started_at, "host": socket.gethostname(), "timeout": 0.2}
         for pid in processes
     ]
-    monkeypatch.setattr(joining, "_identities", identities)
+    monkeypatch.setattr(launch, "_identities", identities)
 
 
 def part() -> None:
     name = Path("/proc/self/comm").read_text()
     try:
-        joining.part()
+        launch.part()
     finally:
         Path("/proc/self/comm").write_text(name)
 
@@ -143,7 +143,7 @@ def test_the_first_rank_ends_one_that_is_stopped_at_the_end(
         met(monkeypatch, os.getpid(), pid)
         os.kill(pid, signal.SIGSTOP)
         part()
-        assert joining.absent_ranks() == [f"rank 1 (process {pid}) has died"]
+        assert launch.absent_ranks() == [f"rank 1 (process {pid}) has died"]
     assert capsys.readouterr().err == f"note: the run is at its end, and rank 1 (process {pid}) is stopped: killed\n"
 
 
@@ -152,21 +152,21 @@ def test_other_ranks_wait_for_the_first_to_leave_and_end_it_if_it_is_stopped(mon
     with process("printf rl-leaving > /proc/$$/comm") as pid:
         met(monkeypatch, pid, os.getpid())
         part()
-        assert joining.absent_ranks() == []
+        assert launch.absent_ranks() == []
     with process(":") as pid:
         met(monkeypatch, pid, os.getpid())
         os.kill(pid, signal.SIGSTOP)
         part()
-        assert joining.absent_ranks() == [f"rank 0 (process {pid}) has died"]
+        assert launch.absent_ranks() == [f"rank 0 (process {pid}) has died"]
 
 
 def test_a_process_that_has_a_dead_ranks_number_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with process(":") as pid:
         met(monkeypatch, os.getpid(), pid)
-        joining._identities[1]["started_at"] = "1"
+        launch._identities[1]["started_at"] = "1"
         os.kill(pid, signal.SIGSTOP)
         while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
             time.sleep(0.01)
-        joining.kill_stopped_ranks()
+        launch.kill_stopped_ranks()
         with pytest.raises(psutil.TimeoutExpired):
             psutil.Process(pid).wait(0.2)

@@ -9,8 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from rl.dist.launch import rank
 from rl.errors import UserError
-from rl.joining import rank
 
 MULTIPLE = 16  # of rows and columns of weights, which the instructions want
 FLOAT8_CAPABILITY = (8, 9)  # the first compute capability with float8 products

@@ -1,0 +1,1 @@
+"""Many processes as one run: how ranks launch, meet and part, and what they do together."""

@@ -1,0 +1,1 @@
+"""Who acts: the network, its distributions over actions, and low precision."""
