@@ -1,4 +1,4 @@
-"""The program of train_fabric.py with `torch.distributed` spelt out: `torchrun train_torch.py`."""
+"""The program of train_fabric.py with `torch.distributed` spelled out: `torchrun train_torch.py`."""
 
 import signal
 
@@ -6,109 +6,78 @@ if __name__ == "__main__":  # without a traceback, until there is something to s
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from collections.abc import Callable
-from contextlib import closing
-from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
+from torch.optim import Adam
 
 from rl.cli import command_line
 from rl.config import CONFIGS, Config
-from rl.dist.launch import local_rank
 from rl.dist.ranks import Ranks
-from rl.learners.learner import AnyLearner, Metrics
-from rl.models.agent import Agent
+from rl.learners.learner import Metrics
 from rl.models.distributions import Distribution
-from rl.models.float8 import to_float8
-from rl.optimization import AUTOCAST, GradientStep, Weights, gradient_metrics, make_adam
-from rl.rollout import make_collector
-from rl.run.folder import open_run
+from rl.run.folder import join_all
 from rl.run.logger import TensorBoardWriter
-from rl.run.run import Run
-from rl.run.state import State, learning
-from rl.seeding import Shuffle
+from rl.session import Session
 
 PROGRAM = "torch_logs"  # the folder of its runs
 
 
-def main(config: Config[AnyLearner]) -> None:
+def main(config: Config[Any]) -> None:
     """One training run."""
-    learner = config.learner
-    device = torch.device("cuda", local_rank()) if config.cuda else torch.device("cpu")
-    if config.cuda:
-        torch.cuda.set_device(device)
-    envs = config.make_envs(device)
-    folder = open_run(config, PROGRAM, "nccl" if config.cuda else "gloo")
-    logger = TensorBoardWriter(folder.path, folder.purge_step)
-    ranks = Ranks.of()
+    device = config.device()
+    with Session(config, PROGRAM, device) as session:
+        join_all(config, "nccl" if config.cuda else "gloo", session.folder)
+        if config.cuda:
+            torch.cuda.set_device(device)
+        ranks = Ranks.of()
+        scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "16-mixed")
+        agent = session.make_agent(ranks, config.precision, scaler)
+        gradient_step: Callable[[Any], Metrics]
+        if session.execution.mode == "eager":
+            gradient_step = eager_step(session, DistributedDataParallel(agent) if ranks.size > 1 else agent, scaler)
+        else:  # long runs on a CPU, and GPUs: the same arithmetic compiled or captured, most of whose time was overhead
+            gradient_step = session.compiled_step()
 
-    torch.manual_seed(config.seed)
-    policy = Agent(envs.spaces, config.network).to(device, torch.bfloat16 if config.precision == "bf16-true" else None)
-    if config.fp8:
-        to_float8(policy, device)
-    agent = DistributedDataParallel(policy) if ranks.size > 1 else policy
-    weights = Weights(policy)
-    optimizer = make_adam(weights, learner.learning_rate, fused=True)
-    autocast = AUTOCAST.get(config.precision)
-    precision = partial(torch.autocast, device.type, autocast, enabled=autocast is not None)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "16-mixed")
-    execution = config.make_execution(device)
-    collector = make_collector(
-        envs.to(device), policy, seed=config.seed, first_env=ranks.rank * envs.num_envs, execution=execution
-    )
-    estimate = execution.loop(partial(learner.estimate, policy))
-    shuffle = Shuffle(config.seed, ranks.rank, ranks.size, shared=config.share_data, device=device)
+        run = session.start(TensorBoardWriter(session.folder.path, session.folder.purge_step))
+        learner = session.learner
+        for _ in run.updates():
+            with run.timed("collect"), torch.no_grad(), session.autocast():
+                rollout = learner.collect(session.collector)
+                estimates = session.estimate(rollout)
+                samples, metrics = learner.prepare(rollout, estimates, run.sum(estimates.sums))
+            run.record_rollout(rollout, metrics)
+
+            with run.timed("learn"):
+                for minibatch in learner.minibatches(session.shared(samples), session.shuffle):
+                    if run.learned(gradient_step(minibatch)):
+                        break
+        run.finish()
+
+
+def eager_step(session: Session, module: nn.Module, scaler: torch.amp.GradScaler) -> Callable[[Any], Metrics]:
+    """The gradient step of short runs on a CPU; `module` is the agent, wrapped by DDP where there are several ranks."""
+    learner, weights, optimizer = session.learner, session.weights, cast(Adam, session.optimizer)
 
     def forward(obs: Tensor) -> tuple[Distribution, Tensor]:
-        with precision():  # the network alone: losses are computed in float32
-            return cast(tuple[Distribution, Tensor], agent(obs))
+        with session.autocast():  # the network alone: losses are computed in float32
+            return cast(tuple[Distribution, Tensor], module(obs))
 
-    def eager_gradient_step(minibatch: Any) -> Metrics:
+    def gradient_step(minibatch: Any) -> Metrics:
         loss, metrics = learner.loss(forward, minibatch)
         optimizer.zero_grad(set_to_none=False)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimizer)
-        norm = clip_grad_norm_([weights.vector], learner.max_grad_norm)
+        norm = clip_grad_norm_([weights.vector], learner.config.max_grad_norm)
         weights.keep_finite(norm)
         scaler.step(optimizer)
         scaler.update()
-        return metrics | gradient_metrics(norm, ranks, scaled=scaler.is_enabled())
+        return metrics | session.gradient_metrics(norm)
 
-    gradient_step: Callable[[Any], Metrics] = eager_gradient_step
-    if execution.mode != "eager":
-        # The same arithmetic without Python in between, and one all-reduce where DDP has hooks.
-        gradient_step = GradientStep(learner, policy, weights, optimizer, ranks, execution, autocast, scaler)
-
-    state = State(
-        own={"collector": collector, "shuffle": shuffle, "learner": learner},
-        shared=learning(policy, weights.vector, optimizer, scaler),
-        alike=(weights.vector, *optimizer.state[weights.vector].values()),
-    )
-    with closing(envs), Run(config, policy, folder, logger, ranks, execution, state) as run:
-        for progress in run.updates():
-            learning_rate = learner.learning_rate_at(progress)
-            optimizer.param_groups[0]["lr"].fill_(learning_rate)
-            run.record({"Info/learning_rate": learning_rate})
-            if scaler.is_enabled():
-                run.record({"Info/loss_scale": scaler.get_scale()})
-
-            with run.timed("collect"), torch.no_grad(), precision():
-                rollout = learner.collect(collector)
-                rows, metrics = learner.prepare(rollout, estimate(rollout), run.agreement.sum)
-            run.record_rollout(rollout)
-            run.record(metrics)
-
-            with run.timed("learn"):
-                for minibatch in learner.minibatches(ranks.share(rows) if config.share_data else rows, shuffle):
-                    metrics = gradient_step(minibatch)
-                    run.record(metrics)
-                    if learner.should_stop(metrics, ranks.mean):
-                        break
-
-        run.finish()
+    return gradient_step
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from rl.compile import Execution
 from rl.dist.launch import leave_process_group, rank
 from rl.dist.ranks import Ranks, choose_threads
 from rl.envs.spaces import DiscreteActions, Spaces
-from rl.learners.ppo import PPO, Rows
-from rl.models.agent import Agent, Network
-from rl.optimization import GradientStep, Weights, make_adam
+from rl.learners.ppo import PPOConfig, Rows
+from rl.models.agent import Agent, Network, Weights
+from rl.optimization import GradientStep, make_adam
 
 OBS_SIZE, ROUNDS = 4, 5
 
@@ -48,7 +48,7 @@ def eager(rows: Rows, wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], No
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=False)
-        PPO().loss(agent, rows)[0].backward()
+        PPOConfig().build().loss(agent, rows)[0].backward()
         clip_grad_norm_([weights.vector], 0.5)
         optimizer.step()
 
@@ -60,7 +60,8 @@ def compiled(rows: Rows, ranks: Ranks, autocast: torch.dtype | None = None) -> C
     module = policy()
     weights = Weights(module)
     optimizer = make_adam(weights, 1e-3, fused=True)
-    step = GradientStep(PPO(), module, weights, optimizer, ranks, Execution("compiled"), autocast=autocast)
+    learner = PPOConfig().build()
+    step = GradientStep(learner, module, weights, optimizer, ranks, Execution("compiled"), autocast=autocast)
     return lambda: step(rows)
 
 

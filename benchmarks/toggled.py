@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rl.run.checks import Finite
 from torch import Tensor
 
 from rl.dist.launch import rank
 from rl.envs.gym_envs import GymEnvs
 from rl.envs.seeded import SeededEpisodes
-from rl.run.checks import Finite
 from rl.run.control import Agreement
 from rl.run.run import Run
 

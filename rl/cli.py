@@ -26,7 +26,9 @@ from rl.run.resume import check_goes_on, config_of, find_checkpoint, is_complete
 ConfigType = TypeVar("ConfigType", bound=Config[Any])
 
 
-def command_line(main: Callable[[ConfigType], None], choices: Mapping[str, ConfigType], program: str) -> None:
+def command_line(
+    main: Callable[[ConfigType], None], choices: Mapping[str, ConfigType], program: str, told: Any = dict
+) -> None:
     """Runs a program: reads and checks the flags, settles what holds for the whole process, and calls `main`.
 
     `program` is the folder that its runs are in, below the log folder.

@@ -12,17 +12,17 @@ import torch
 
 from rl.compile import Execution, compiling_pays
 from rl.compilers import compiler_missing
-from rl.dist.launch import local_world_size, on_first_machine, rank, world_size
+from rl.dist.launch import local_rank, local_world_size, on_first_machine, rank, world_size
 from rl.envs.check import check_env
 from rl.envs.make import EnvConfig, make_envs
 from rl.envs.spaces import BoxActions, Spaces
 from rl.envs.tensor_envs import TensorEnvs
 from rl.envs.types import Envs
 from rl.errors import UserError, require
-from rl.learners.actor_critic import ActorCritic
-from rl.learners.learner import AnyLearner
-from rl.learners.ppo import PPO
-from rl.learners.reinforce import Reinforce
+from rl.learners.actor_critic import ActorCriticConfig
+from rl.learners.learner import LearnerConfig
+from rl.learners.ppo import PPOConfig
+from rl.learners.reinforce import ReinforceConfig
 from rl.models.agent import Network
 from rl.models.float8 import check_float8
 from rl.run.keep import Keep
@@ -31,7 +31,7 @@ from rl.run.keep import Keep
 LARGEST = {"num_envs": 2**20, "hidden_size": 2**14, "hidden_layers": 1_000, "eval_episodes": 100_000}
 LARGEST |= dict.fromkeys(("update_epochs", "updates_per_collection", "episodes_per_env"), 10_000)
 
-LearnerType = TypeVar("LearnerType", bound=AnyLearner, covariant=True)
+LearnerType = TypeVar("LearnerType", bound=LearnerConfig, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,6 @@ class Config(Generic[LearnerType]):
     """How functions of tensors run; auto captures CUDA graphs on GPUs, and on the CPU compiles for long runs."""
     torch_deterministic: bool = False
     """Have torch use deterministic algorithms only."""
-    share_data: bool = False
-    """Give every rank all ranks' rollouts to train on its part of each epoch, instead of its own rollout."""
     capture_video: bool = False
     """Film episodes during training and after it, into train_videos/ and test_videos/ of the run folder."""
     eval_episodes: int = 10
@@ -75,8 +73,12 @@ class Config(Generic[LearnerType]):
     env: EnvConfig = field(default_factory=EnvConfig)
     network: Network = field(default_factory=Network)
     keep: Keep = field(default_factory=Keep)
-    learner: LearnerType = field(default_factory=PPO)  # type: ignore[assignment]
+    learner: LearnerType = field(default_factory=PPOConfig)  # type: ignore[assignment]
     """How it learns."""
+
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return torch.device("cuda", local_rank()) if self.cuda else torch.device("cpu")
 
     def num_players(self) -> int:
         """Number of ranks that collect rollouts."""
@@ -170,8 +172,6 @@ class Config(Generic[LearnerType]):
             raise UserError(
                 f"--execution {self.execution}: whole episodes make rollouts of no fixed length; leave the flag out"
             )
-        if self.share_data and not isinstance(self.learner, PPO):
-            raise UserError("--share-data: is for the epochs of PPO; here every rank learns from what it played")
         if self.fp8:
             check_float8()
         self.check_devices()
@@ -225,20 +225,20 @@ CONFIGS: dict[str, Config[Any]] = {
         total_episodes=2_000,
         report_episodes=100,
         env=EnvConfig(num_envs=8),
-        learner=ActorCritic(),
+        learner=ActorCriticConfig(),
     ),
     "reinforce": Config(
         total_timesteps=300_000,
         env=EnvConfig(env_id="CartPole-v1", num_envs=8),
         network=Network(hidden_size=128, hidden_layers=1, activation_function="relu"),
-        learner=Reinforce(),
+        learner=ReinforceConfig(),
     ),
 }
 """By the learner's name, what the programs do if no flag says otherwise."""
 
 
 @dataclass(frozen=True)
-class DecoupledConfig(Config[PPO]):
+class DecoupledConfig(Config[PPOConfig]):
     """Train a policy by proximal policy optimisation: rank 0 plays, the others learn."""
 
     overlap: bool = False

@@ -1,7 +1,9 @@
-"""How experience travels from a player to its trainers, in a buffer allocated once, and weights and metrics back.
+"""Sends samples from a player to its trainers, in a buffer allocated once, and weights and metrics back.
 
-Everything passes through host memory (pinned where a GPU is at either end), over the process group of all ranks. That
-works wherever player and trainers are, on one GPU together too.
+Each update, the player scatters (or broadcasts) the samples of its rollout, and in front of them its order for the end
+of the update: whether to write a checkpoint, to stop, or to end the run. The first trainer answers with its weights.
+Everything passes through host memory (pinned where a GPU is at either end), over the process group of all ranks, so
+that it works wherever player and trainers are, also on one GPU together.
 """
 
 import math
@@ -13,10 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rl import tree
 from rl.dist.ranks import pack, unpack
-from rl.learners.ppo import Rows
+from rl.learners.learner import Samples
 from rl.models.agent import weight_vector, weight_views
-from rl.rollout import map_tensors
 
 PLAYER, FIRST_TRAINER = 0, 1
 
@@ -25,40 +27,40 @@ class Order(NamedTuple):
     """What the player decides for all ranks at the end of an update."""
 
     save: int  # 1: give the player this rank's part of a checkpoint
-    stop: int  # a signal's number: likewise, and leave
-    last: int  # 1: of the run
+    stop: int  # the number of a signal that asked for it, or 0: likewise, and leave
+    last: int  # 1: this update is the last of the run
     done: float  # the fraction of the run that was done before this update
 
 
 ORDER = struct.Struct("<BBBd")  # its bytes, fewer than any row's
 
 
-def padded(rows: Rows, num_parts: int) -> Rows:
-    """Rows whose number divides into equal parts: the missing ones repeat the first with weight 0.
+def padded(samples: Any, num_parts: int) -> Any:
+    """Samples whose number of rows divides into equal parts: missing rows repeat the first with weight 0.
 
-    The weights of the others grow so that their mean is what it was; with nothing missing, the rows are returned as
-    they are.
+    The other weights grow so that their mean stays the same; with nothing missing, the samples come back as they are.
     """
-    num_rows = len(rows.weight)
+    num_rows = len(samples.weight)
     num_missing = -num_rows % num_parts
     if num_missing == 0:
-        return rows
-    longer = map_tensors(lambda field: torch.cat([field, field[:1].expand(num_missing, *field.shape[1:])]), rows)
-    weight = rows.weight * ((num_rows + num_missing) / num_rows)
-    return longer._replace(weight=torch.cat([weight, weight.new_zeros(num_missing)]))
+        return samples
+    longer = tree.map(lambda field: torch.cat([field, field[:1].expand(num_missing, *field.shape[1:])]), samples)
+    longer.weight[:num_rows] *= (num_rows + num_missing) / num_rows
+    longer.weight[num_rows:] = 0
+    return longer
 
 
 class Exchange:
     """One end of the exchange, the player's or a trainer's; each update, every rank calls its half of it.
 
-    Without `shared`, trainer i of n gets rows i, i + n, i + 2n, …: parts that differ by one row at the most, made equal
-    by a row of weight 0. With it, every trainer gets all rows.
+    Without `shared`, trainer i of n gets rows i, i + n, i + 2n, …: parts that differ by at most one row, made equal by
+    a row of weight 0. With it, every trainer gets all rows.
     """
 
     def __init__(
         self,
         policy: nn.Module,
-        like: Rows,
+        like: Samples,
         metric_names: Sequence[str],
         *,
         num_rows: int,
@@ -66,7 +68,7 @@ class Exchange:
         shared: bool,
         pinned: bool,
     ) -> None:
-        """`like` is one row, on this end's device, and tells types and shapes; `num_rows` are those of a rollout."""
+        """`like` is one row, on this end's device, for its dtypes and shapes; `num_rows` are those of a rollout."""
         self.like = like
         self.metric_names = metric_names
         self.num_trainers = num_trainers
@@ -75,15 +77,15 @@ class Exchange:
         self.num_bytes = rows_each * row_bytes * num_trainers * (num_trainers if shared else 1)
         # In a scatter the player has a part 0 of its own, which nobody reads.
         num_parts = num_trainers if shared else num_trainers + 1 if dist.get_rank() == PLAYER else 1
-        # In front of each part, what the player says of the end of this update.
+        # In front of each part stands the player's order.
         self.buffer = torch.zeros(num_parts, 1 + rows_each, row_bytes, dtype=torch.uint8, pin_memory=pinned)
-        # On the player, what the trainers send back.
+        # On the player: where the trainers' weights go, and whether they are still to come or to be applied.
         self.policy = policy
         self.outstanding = False
         self.received: tuple[Tensor, Tensor] | None = None
 
-    def send_rows(self, rows: Rows, order: Order) -> None:
-        """The player gives every trainer its part of a rollout's rows, and says what to do after learning from it."""
+    def send_rows(self, rows: Samples, order: Order) -> None:
+        """The player sends every trainer its part of a rollout's rows, and its order for the end of the update."""
         packed = pack(padded(rows, self.num_trainers))
         self.buffer[:, 0, : ORDER.size] = torch.tensor(list(ORDER.pack(*order)), dtype=torch.uint8)
         if self.shared:
@@ -94,8 +96,8 @@ class Exchange:
             dist.scatter(self.buffer[0], list(self.buffer), PLAYER)
         self.outstanding = True
 
-    def receive_rows(self) -> tuple[Rows, Order]:
-        """A trainer's part of a rollout's rows, or all of them if they are shared, and what to do after it."""
+    def receive_rows(self) -> tuple[Any, Order]:
+        """A trainer's part of a rollout's rows (all of them if they are shared), and the player's order."""
         if self.shared:
             dist.broadcast(self.buffer, PLAYER)
         else:
@@ -104,13 +106,13 @@ class Exchange:
         return unpack(self.buffer[:, 1:].flatten(0, 1).to(self.like.weight.device), self.like), order
 
     def send_weights(self, metrics: Mapping[str, float]) -> None:
-        """The first trainer gives the player its weights, and what to log of the update that led to them."""
+        """The first trainer sends the player its weights, and the metrics of the update that led to them."""
         if dist.get_rank() == FIRST_TRAINER:
             dist.send(torch.tensor([metrics[name] for name in self.metric_names], dtype=torch.float64), PLAYER)
             dist.send(weight_vector(self.policy).cpu(), PLAYER)
 
     def receive_weights(self) -> dict[str, float]:
-        """The player takes the trainers' weights, and returns what to log of the update that led to them."""
+        """The player applies the trainers' weights; returns the metrics of the update that led to them."""
         self._receive()
         assert self.received is not None
         values, vector = self.received
@@ -122,17 +124,17 @@ class Exchange:
         return dict(zip(self.metric_names, values.tolist(), strict=True))
 
     def awaits_weights(self) -> bool:
-        """Whether the player has weights to take."""
+        """Whether the player has weights to receive or to apply."""
         return self.outstanding or self.received is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights on their way to the player, which are waited for."""
+        """Weights that are on their way to the player; waits for them."""
         if self.outstanding:
             self._receive()
         return {"received": self.received}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores weights that had arrived but were not yet applied; what came with them was asked of an ended run."""
+        """Restores weights that had arrived but were not yet applied; signals that came with them have been obeyed."""
         self.received = state["received"]
         if self.received is not None:
             values, vector = self.received

@@ -1,4 +1,10 @@
-"""How gradients become weights: all parameters as one vector, Adam on it, and a gradient step free of Python's cost."""
+"""Adam on the vector of all weights, and the gradient step of compiled and captured runs.
+
+An eager gradient step of a small network is mostly overhead: some hundred small operations of autograd, DDP's hooks and
+the optimizer, each of which costs Python more time than the arithmetic takes. All parameters are therefore views of one
+vector (`rl.models.agent.Weights`), so that clipping, Adam and the all-reduce are one operation each, and
+`GradientStep` makes everything between two collectives one function of tensors, which is compiled or captured.
+"""
 
 import contextlib
 import functools
@@ -6,46 +12,30 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.adam import Adam, adam
 
+from rl import tree
 from rl.compile import Execution
 from rl.dist.ranks import Ranks
-from rl.learners.learner import AnyLearner, Metrics
-from rl.models.agent import Agent, call_with, weight_vector, weight_views
+from rl.learners.learner import AnyLearner, Metrics, gradient_metrics
+from rl.models.agent import Agent, Weights, call_with
 from rl.models.distributions import Distribution
 
-BETAS, EPS = (0.9, 0.999), 1e-5
+BETAS = (0.9, 0.999)
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by Lightning's names
 CACHE_BYTES = 2**19  # of a hidden layer's outputs: half of a core's second-level cache (docs/log.md)
 
 
-class Weights:
-    """A policy's parameters and their gradients as two vectors, of which they are views."""
-
-    def __init__(self, policy: nn.Module) -> None:
-        """Moves the parameters of `policy` into the vector; it must not change device or dtype any more."""
-        self.vector = nn.Parameter(weight_vector(policy))
-        self.gradient = torch.zeros_like(self.vector, requires_grad=False)
-        self.vector.grad = self.gradient
-        views, gradients = (weight_views(policy, vector) for vector in (self.vector.detach(), self.gradient))
-        for name, parameter in policy.named_parameters():
-            parameter.data, parameter.grad = views[name], gradients[name]
-
-    def keep_finite(self, norm: Tensor) -> None:
-        """Makes the gradient 0 if its norm is not finite, so that no such number gets into a weight."""
-        self.gradient.masked_fill_(~norm.isfinite(), 0)
-
-
-def make_adam(weights: Weights, learning_rate: float, *, fused: bool) -> Adam:
-    """Adam (Kingma & Ba 2015) on the vector of all weights, with its state in place and a tensor as learning rate."""
+def make_adam(weights: Weights, learning_rate: float, *, eps: float = 1e-5, fused: bool) -> Adam:
+    """Adam (Kingma & Ba 2015) on the vector of all weights; the learning rate is a tensor, to be changed in place."""
     vector = weights.vector
     on_gpu = vector.device.type == "cuda"
     rate = torch.tensor(learning_rate, device=vector.device)
     kind = Adam if vector.dtype == torch.float32 else RoundingAdam
-    optimizer = kind([vector], lr=rate, betas=BETAS, eps=EPS, fused=fused, capturable=on_gpu)
-    # What the first step would make, so that a compiled or captured step finds it.
+    optimizer = kind([vector], lr=rate, betas=BETAS, eps=eps, fused=fused, capturable=on_gpu)
+    # Adam makes these at its first step; a compiled or captured step needs them before.
     optimizer.state[vector] = {
         "step": torch.zeros((), device=vector.device),
         "exp_avg": torch.zeros_like(vector, dtype=torch.float32),
@@ -55,20 +45,20 @@ def make_adam(weights: Weights, learning_rate: float, *, fused: bool) -> Adam:
 
 
 class RoundingAdam(Adam):
-    """Adam in float32, whose weights in bf16 are rounded after the step.
+    """Adam whose moments are float32 and whose weights are bf16, rounded after each step.
 
-    A step changes the second moment by a thousandth, of which the 8 bits of a bf16 number know nothing. A step of less
-    than half a weight's last bit is lost all the same.
+    A step changes the second moment by a thousandth, which the 8 bits of a bf16 number cannot hold. A step of less than
+    half of a weight's last bit is lost all the same.
     """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step; torch's own wants moments of the weights' precision."""
+        """One step; `Adam.step` wants moments in the weights' precision."""
         adam_step(self)
 
 
 def adam_step(optimizer: Adam) -> None:
-    """What `Adam.step` does, without its hooks, which no compiler sees through."""
+    """`Adam.step` does the same, behind hooks that no compiler sees through."""
     (group,) = optimizer.param_groups
     (vector,) = group["params"]
     state, exact = optimizer.state[vector], vector.detach().float()  # the vector itself, if it is float32
@@ -86,30 +76,19 @@ def adam_step(optimizer: Adam) -> None:
         beta2=BETAS[1],
         lr=group["lr"],
         weight_decay=0.0,
-        eps=EPS,
+        eps=group["eps"],
         maximize=False,
     )
     if vector.dtype != exact.dtype:
         vector.copy_(exact)
 
 
-def gradient_metrics(norm: Tensor, ranks: Ranks, *, scaled: bool) -> Metrics:
-    """What to log of a gradient that all ranks share.
-
-    With a scaled loss a norm that is not finite is no error: it says that fp16 overflowed. The step is then skipped,
-    and counts as norm 0.
-    """
-    finite = norm.isfinite()
-    skipped = (~finite).float() / ranks.size  # of which every rank counts its part
-    return {"Info/grad_norm": torch.where(finite, norm, 0.0) if scaled else norm, "Count/skipped_steps": skipped}
-
-
 class GradientStep:
-    """A gradient step of one or two functions of tensors, compiled or captured, with one all-reduce between the two.
+    """The programs' gradient step as one or two compiled or captured functions, with one all-reduce between the two.
 
-    The arithmetic is that of the step in the programs. On the CPU a large minibatch is cut into parts whose
-    activations stay in the cache, and the parts' gradients are added up: what a loss takes over its minibatch (the
-    standard deviation of the actor-critic's advantages, the scales of float8) is then that of a part.
+    On the CPU a large minibatch is cut into parts whose activations fit into the cache, and the parts' gradients are
+    added up: what a loss computes over its minibatch (the standard deviation of the actor-critic's advantages, the
+    scales of float8) is then that of a part.
     """
 
     def __init__(
@@ -123,32 +102,31 @@ class GradientStep:
         autocast: torch.dtype | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        """`autocast` is what matrix products are computed in; fp16 wants an enabled `scaler` of the loss too."""
+        """`autocast` is the dtype of matrix products; with fp16 goes a `scaler` of the loss."""
         self.learner = learner
         self.policy = policy
         self.weights = weights
         self.optimizer = optimizer
         self.ranks = ranks
         self.autocast = autocast
-        self.scaler = scaler if scaler and scaler.is_enabled() else None
+        self.scaler = scaler
         self.one = torch.ones((), device=weights.vector.device)
         adam_state = optimizer.state[weights.vector]
         state = [weights.vector, weights.gradient, *adam_state.values()]
         self.add_gradient = execution.step(self._add_gradient, state=[weights.gradient])
-        # The loss scaler keeps its own books, and is not compiled.
+        # The loss scaler decides on the host whether to step, and is not compiled.
         self.apply = self._apply_scaled if self.scaler else execution.step(self._apply, state=state)
         self.whole = execution.step(self._whole, state=state)
 
     def __call__(self, minibatch: Any) -> Metrics:
-        """Changes the weights by a minibatch [b, ...]: what to log of it."""
+        """Takes a step on a minibatch [b, ...]; returns what to log of it."""
         num_parts = self._num_parts(minibatch)
         if num_parts == 1 and self.ranks.size == 1 and self.scaler is None:
             return self.whole(minibatch)
-        parts = map(type(minibatch)._make, zip(*(field.tensor_split(num_parts) for field in minibatch), strict=True))
         scale = self.scaler.scale(self.one) if self.scaler else self.one
         self.weights.gradient.zero_()
         metrics: Metrics = {}
-        for part in parts:
+        for part in tree.split(minibatch, num_parts):
             share = len(part.weight) / len(minibatch.weight)
             of_part = self.add_gradient(part, scale * share)
             metrics = {name: metrics.get(name, 0.0) + share * value for name, value in of_part.items()}
@@ -169,14 +147,13 @@ class GradientStep:
         return metrics
 
     def _agent(self, vector: Tensor, obs: Tensor) -> tuple[Distribution, Tensor]:
-        """The policy with these weights."""
         precision = torch.autocast(obs.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
         with precision:
             return call_with(self.policy, vector, obs)
 
     @torch.no_grad()
     def _apply(self) -> Metrics:
-        norm = clip_grad_norm_([self.weights.vector], self.learner.max_grad_norm, foreach=False)
+        norm = clip_grad_norm_([self.weights.vector], self.learner.config.max_grad_norm, foreach=False)
         self.weights.keep_finite(norm)
         adam_step(self.optimizer)
         return gradient_metrics(norm, self.ranks, scaled=False)
@@ -184,9 +161,9 @@ class GradientStep:
     def _apply_scaled(self) -> Metrics:
         assert self.scaler is not None
         self.scaler.unscale_(self.optimizer)
-        norm = clip_grad_norm_([self.weights.vector], self.learner.max_grad_norm)
+        norm = clip_grad_norm_([self.weights.vector], self.learner.config.max_grad_norm)
         self.weights.keep_finite(norm)
-        self.scaler.step(self.optimizer)  # or not, where `unscale_` found what is not finite
+        self.scaler.step(self.optimizer)  # skips it where `unscale_` found NaN or infinity
         self.scaler.update()
         return gradient_metrics(norm, self.ranks, scaled=True)
 

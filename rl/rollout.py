@@ -1,13 +1,14 @@
-"""What is collected: the experience of N environments over T steps."""
+"""Collects rollouts: the experience of N environments over T steps."""
 
 import functools
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rl import tree
 from rl.compile import Execution, scan
 from rl.dist.launch import rank
 from rl.envs.tensor_envs import EnvState, TensorEnvs
@@ -15,14 +16,12 @@ from rl.envs.types import Envs, Step
 from rl.models.agent import Agent, Policy, call_with, weight_vector
 from rl.seeding import ACTION, Noise
 
-Fields = TypeVar("Fields", bound=tuple[Tensor, ...])  # a NamedTuple of tensors
-
 
 class Rollout(NamedTuple):
     """T steps of N environments; every field is [T, N, ...], or [N, ...] for a single step."""
 
     obs: Tensor  # [T, N, D] float32
-    next_obs: Tensor  # [T, N, D] float32, where the action truly led: an ended episode's last observation
+    next_obs: Tensor  # [T, N, D] float32, where the action led: an ended episode's last observation
     action: Tensor  # [T, N] int64 or [T, N, A] float32, as sampled, before any clipping to the environment's bounds
     log_prob: Tensor  # [T, N] float32, of the action under the policy that took it
     value: Tensor  # [T, N] float32, of obs
@@ -42,23 +41,11 @@ class Decision(NamedTuple):
     value: Tensor  # [N] float32
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], fields: Fields) -> Fields:
-    """The NamedTuple with the function applied to every tensor of it."""
-    return type(fields)(*map(function, fields))
-
-
 def decide(policy: Policy, obs: Tensor, noise: Tensor) -> Decision:
-    """What the policy does at observations [N, D], given noise [N, ...]."""
+    """Samples actions at observations [N, D] from uniform noise [N, ...]."""
     distribution, value = policy(obs)
     action = distribution.sample(noise)
     return Decision(action, distribution.log_prob(action), value)
-
-
-def unaliased(policy: Agent) -> Policy:
-    """The policy for use in a compiled loop, which takes no weights that are views of one vector."""
-    if not torch.compiler.is_compiling():
-        return policy
-    return functools.partial(call_with, policy, weight_vector(policy))
 
 
 def row(obs: Tensor, decision: Decision, step: Step) -> Rollout:
@@ -67,7 +54,7 @@ def row(obs: Tensor, decision: Decision, step: Step) -> Rollout:
 
 
 class Collector:
-    """Plays N environments with a policy, on from where the last rollout ended."""
+    """Plays N environments with a policy, each rollout on from where the last one ended."""
 
     def __init__(self, envs: Envs, policy: Agent, *, seed: int, first_env: int, execution: Execution) -> None:
         """Starts an episode in every environment; `first_env` counts environments over all ranks."""
@@ -83,25 +70,6 @@ class Collector:
         """Starts an episode in every environment, whatever became of the last."""
         self.obs = self.envs.restart()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the environments are, for `torch.save`."""
-        return {"num_steps": int(self.num_steps), "envs": {"obs": self.obs.cpu(), **self.envs.state_dict()}}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from there; says so where an environment did not come back to what it showed."""
-        self.num_steps.fill_(state["num_steps"])
-        saved = state["envs"]["obs"].to(self.envs.device)
-        if saved.shape != self.obs.shape:
-            raise ValueError(f"observations of shape {tuple(saved.shape)} instead of {tuple(self.obs.shape)}")
-        obs = self.envs.load_state_dict(state["envs"], state["num_steps"])
-        self.obs = saved if obs is None else obs
-        if num_changed := int((self.obs != saved).any(-1).sum()):
-            print(
-                f"note: {num_changed} of {self.envs.num_envs} environments of rank {rank()} are not where they were:"
-                " this run goes on like the first one, and not exactly as it would have",
-                file=sys.stderr,
-            )
-
     def collect(self, num_steps: int) -> Rollout:
         """The rollout [T, N, ...] of the next T steps."""
         rows, num_ignored = [], self.envs.num_ignored
@@ -112,11 +80,29 @@ class Collector:
             self.obs = step.obs
         self.num_steps = self.num_steps + num_steps
         self.num_played += num_steps * self.envs.num_envs - (self.envs.num_ignored - num_ignored)
-        return Rollout(*map(torch.stack, zip(*rows, strict=True)))
+        return tree.stack(rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_steps": int(self.num_steps), "envs": {"obs": self.obs.cpu(), **self.envs.state_dict()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores the environments; says so where one does not show what it showed."""
+        self.num_steps.fill_(state["num_steps"])
+        saved = state["envs"]["obs"].to(self.envs.device)
+        if saved.shape != self.obs.shape:
+            raise ValueError(f"observations of shape {tuple(saved.shape)} instead of {tuple(self.obs.shape)}")
+        obs = self.envs.load_state_dict(state["envs"], state["num_steps"])
+        self.obs = saved if obs is None else obs
+        if num_changed := int((self.obs != saved).any(-1).sum()):
+            print(
+                f"note: {num_changed} of {self.envs.num_envs} environments of rank {rank()} could not be restored:"
+                " the resumed run is statistically like the uninterrupted one, but not bit-exact",
+                file=sys.stderr,
+            )
 
 
 class TensorCollector:
-    """A `Collector` of tensor environments: a rollout is one function of tensors, without the host in between."""
+    """A `Collector` of tensor environments: a rollout is one function of tensors, which can be compiled as a whole."""
 
     def __init__(self, envs: TensorEnvs, policy: Agent, *, seed: int, first_env: int, execution: Execution) -> None:
         """Starts an episode in every environment; `first_env` counts environments over all ranks."""
@@ -133,15 +119,6 @@ class TensorCollector:
         """Starts an episode in every environment, whatever became of the last."""
         self.envs.state = self.envs.start(self.num_steps)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the environments are, for `torch.save`."""
-        return {"num_steps": int(self.num_steps), "envs": self.envs.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from there."""
-        self.num_steps.fill_(state["num_steps"])
-        self.envs.load_state_dict(state["envs"], state["num_steps"])
-
     def collect(self, num_steps: int) -> Rollout:
         """The rollout [T, N, ...] of the next T steps."""
         self.num_steps, self.envs.state, rollout = self.play(self.num_steps, self.envs.state, num_steps)
@@ -149,8 +126,11 @@ class TensorCollector:
         return rollout
 
     def _play(self, first_step: Tensor, state: EnvState, num_steps: int) -> tuple[Tensor, EnvState, Rollout]:
+        policy: Policy = self.policy
+        if torch.compiler.is_compiling():  # a compiled loop takes no weights that are views of one vector
+            policy = functools.partial(call_with, self.policy, weight_vector(self.policy))
         noise = (self.noise.at(first_step, num_steps), *self.envs.draw(first_step, num_steps))
-        after, rollout = scan(functools.partial(self.play_step, unaliased(self.policy)), state, noise, Rollout)
+        after, rollout = scan(functools.partial(self.play_step, policy), state, noise, Rollout)
         return first_step + num_steps, after, rollout
 
     def _play_step(
@@ -161,6 +141,13 @@ class TensorCollector:
         after, step = self.envs.advance(before, decision.action, *env_noise)
         return after, row(obs, decision, step)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_steps": int(self.num_steps), "envs": self.envs.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.num_steps.fill_(state["num_steps"])
+        self.envs.load_state_dict(state["envs"], state["num_steps"])
+
 
 AnyCollector = Collector | TensorCollector
 
@@ -168,37 +155,7 @@ AnyCollector = Collector | TensorCollector
 def make_collector(
     envs: Envs, policy: Agent, *, seed: int, first_env: int, execution: Execution | None = None
 ) -> AnyCollector:
-    """The collector for these environments; without an execution, it runs as it stands."""
-    execution = execution or Execution()
-    if isinstance(envs, TensorEnvs):
-        return TensorCollector(envs, policy, seed=seed, first_env=first_env, execution=execution)
-    return Collector(envs, policy, seed=seed, first_env=first_env, execution=execution)
-
-
-def collect_episodes(collector: AnyCollector, num_each: int, *, look_every: int, max_steps: int) -> Rollout:
-    """The next `num_each` whole episodes of every environment, from fresh starts on: a rollout [T, N, ...].
-
-    As many of each environment as of any other, since the first ones to end among all would be the short ones. What an
-    environment does after its last episode weighs 0 and says nothing of episodes, as does all of an episode that has
-    not ended after about `max_steps`.
-    """
-    collector.restart()
-    pieces = []
-    num_ended = torch.zeros(collector.envs.num_envs, device=collector.envs.device)
-    for _ in range(0, max_steps, look_every):
-        piece = collector.collect(look_every)
-        pieces.append(piece)
-        num_ended = num_ended + (piece.terminated | piece.truncated).sum(0)
-        if bool((num_ended >= num_each).all()):
-            break
-    rollout = Rollout(*map(torch.cat, zip(*pieces, strict=True)))
-    ended = rollout.terminated | rollout.truncated
-    ended_before = ended.cumsum(0) - ended.long()
-    whole = (ended_before < num_each) & (ended_before < num_ended)
-    return rollout._replace(
-        terminated=rollout.terminated & whole,
-        truncated=rollout.truncated & whole,
-        weight=rollout.weight * whole,
-        episode_return=rollout.episode_return * whole,
-        episode_length=rollout.episode_length * whole,
-    )
+    """The collector for these environments; eager unless an execution says otherwise."""
+    kind: Any = TensorCollector if isinstance(envs, TensorEnvs) else Collector
+    collector: AnyCollector = kind(envs, policy, seed=seed, first_env=first_env, execution=execution or Execution())
+    return collector

@@ -15,7 +15,7 @@ from rl.compilers import compiler_missing, keep_caches_private
 from rl.config import Config, DecoupledConfig
 from rl.envs.make import EnvConfig, make_envs
 from rl.errors import UserError
-from rl.learners.ppo import PPO, Estimates
+from rl.learners.ppo import Estimates, PPOConfig
 from rl.models.agent import Agent, Network
 from rl.rollout import Rollout, make_collector
 from tests import probes  # noqa: F401 (registers them)
@@ -29,7 +29,7 @@ def collect(env_id: str, backend: str, execution: Execution) -> tuple[list[Rollo
     torch.manual_seed(3)
     policy = Agent(envs.spaces, Network(hidden_size=8, ortho_init=False))
     collector = make_collector(envs, policy, seed=1, first_env=0, execution=execution)
-    estimate = execution.loop(partial(PPO().estimate, policy))
+    estimate = execution.loop(partial(PPOConfig().build().estimate, policy))
     with torch.no_grad():
         rollouts = [collector.collect(150) for _ in range(2)]
         return rollouts, estimate(rollouts[1])

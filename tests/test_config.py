@@ -16,9 +16,9 @@ from rl.dist.ranks import choose_threads
 from rl.envs.make import EnvConfig
 from rl.envs.tensor_envs import TENSOR_ENVS
 from rl.errors import UserError
-from rl.learners.actor_critic import ActorCritic
-from rl.learners.ppo import PPO
-from rl.learners.reinforce import Reinforce
+from rl.learners.actor_critic import ActorCriticConfig
+from rl.learners.ppo import PPOConfig
+from rl.learners.reinforce import ReinforceConfig
 from rl.run.keep import Keep
 from tests import probes
 
@@ -118,12 +118,12 @@ def test_the_readmes_commands_have_flags_that_can_work(monkeypatch: pytest.Monke
 
 
 def test_a_learner_is_chosen_by_its_name_with_defaults_of_its_own_and_ppo_without_one() -> None:
-    assert parse(["--ent-coef", "0.5", "--num-envs", "3"], CONFIGS).learner == PPO(ent_coef=0.5)
+    assert parse(["--ent-coef", "0.5", "--num-envs", "3"], CONFIGS).learner == PPOConfig(ent_coef=0.5)
     config = parse(["actor-critic", "--buffer-size", "500", "--num-envs", "3"], CONFIGS)
-    assert config.learner == ActorCritic(buffer_size=500)
+    assert config.learner == ActorCriticConfig(buffer_size=500)
     assert (config.env, config.total_episodes) == (EnvConfig(num_envs=3), 2000)
     config = parse(["reinforce", "--baseline"], CONFIGS)
-    assert config.learner == Reinforce(baseline=True)
+    assert config.learner == ReinforceConfig(baseline=True)
     assert (config.env.env_id, config.network.hidden_size, config.network.hidden_layers) == ("CartPole-v1", 128, 1)
 
 

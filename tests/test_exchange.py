@@ -11,14 +11,14 @@ from rl.dist.launch import rank
 from rl.dist.ranks import Ranks
 from rl.envs.spaces import DiscreteActions, Spaces
 from rl.exchange import PLAYER, Exchange, Order, padded
-from rl.learners.ppo import PPO, Rows
+from rl.learners.ppo import PPOConfig, Rows
 from rl.models.agent import Agent, Network, weight_vector
-from rl.run.control import SAID
+from rl.run.control import ASKED
 from rl.seeding import Shuffle
 from tests.ranks import in_ranks
 
 SPACES = Spaces(3, DiscreteActions(2))
-LEARNER = PPO(per_rank_batch_size=4, update_epochs=2)
+LEARNER = PPOConfig(per_rank_batch_size=4, update_epochs=2).build()
 
 
 def make_rows(num_rows: int) -> Rows:
@@ -64,7 +64,7 @@ def _both_ends(num_rows: int, shared: bool) -> tuple[object, ...] | None:
         assert order == Order(save=1, stop=15, last=0, done=1 / 3)
     trainers = Ranks.of(group)
     shuffle = Shuffle(1, trainers.rank, trainers.size, shared=shared)
-    epoch = next(PPO(per_rank_batch_size=10**6, update_epochs=1).minibatches(received, shuffle))
+    epoch = next(PPOConfig(per_rank_batch_size=10**6, update_epochs=1).build().minibatches(received, shuffle))
     num_minibatches = len(list(LEARNER.minibatches(received, shuffle)))
     gradient = loss_gradient(DistributedDataParallel(policy, process_group=group), epoch)
     with torch.no_grad():
@@ -105,11 +105,11 @@ def test_every_row_reaches_one_trainer_an_epoch_and_weighs_the_same(
 
 def test_what_was_asked_of_a_run_is_not_asked_of_the_one_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.get_rank", lambda: PLAYER)
-    policy, names = agent(), ("loss", *SAID)
+    policy, names = agent(), ("loss", *ASKED)
     exchange = Exchange(policy, make_rows(1), names, num_rows=4, num_trainers=1, shared=False, pinned=False)
     values = torch.tensor([0.5, 15.0, 1.0, 0.0], dtype=torch.float64)  # the run was stopped by SIGTERM
     exchange.load_state_dict({"received": (values, weight_vector(policy))})
-    assert exchange.receive_weights() == {"loss": 0.5} | dict.fromkeys(SAID, 0.0)
+    assert exchange.receive_weights() == {"loss": 0.5} | dict.fromkeys(ASKED, 0.0)
 
 
 def test_rows_that_divide_are_left_as_they_are() -> None:

@@ -9,12 +9,12 @@ import rl.optimization
 from rl.compile import Execution, Mode
 from rl.dist.ranks import Ranks
 from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
-from rl.learners.ppo import PPO, Rows
-from rl.models.agent import Agent, Network, call_with, weight_vector
-from rl.optimization import GradientStep, Weights, make_adam
+from rl.learners.ppo import PPOConfig, Rows
+from rl.models.agent import Agent, Network, Weights, call_with, weight_vector
+from rl.optimization import GradientStep, make_adam
 
 SPACES = {"discrete": Spaces(3, DiscreteActions(4)), "continuous": Spaces(3, BoxActions((-1.0, -1.0), (1.0, 1.0)))}
-LEARNER = PPO(ent_coef=0.01, clip_vloss=True)
+LEARNER = PPOConfig(ent_coef=0.01, clip_vloss=True).build()
 
 
 def agent(kind: str) -> Agent:
@@ -45,7 +45,7 @@ def reference(kind: str, batches: list[Rows]) -> tuple[Tensor, list[float]]:
     for rows in batches:
         optimizer.zero_grad()
         LEARNER.loss(policy, rows)[0].backward()
-        norms.append(float(clip_grad_norm_(policy.parameters(), LEARNER.max_grad_norm)))
+        norms.append(float(clip_grad_norm_(policy.parameters(), LEARNER.config.max_grad_norm)))
         optimizer.step()
     return weight_vector(policy), norms
 

@@ -1,7 +1,7 @@
 """What the collector keeps: true successors, behaviour probabilities, and a stream that rollouts only cut."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import gymnasium as gym
@@ -15,6 +15,7 @@ from rl.config import CONFIGS
 from rl.envs.gym_envs import GymEnvs
 from rl.envs.make import EnvConfig, make_envs
 from rl.envs.types import Envs
+from rl.learners.learner import Metrics
 from rl.models.agent import Agent, Network
 from rl.rollout import Collector, Rollout, TensorCollector, make_collector
 from rl.run.checkpoint import read_checkpoint
@@ -93,11 +94,13 @@ def test_a_run_counts_and_takes_real_steps_and_not_those_in_which_environments_o
 ) -> None:
     num_real: list[float] = []
 
-    def record(run: Run, rollout: Rollout, recorded: Callable[[Run, Rollout], None] = Run.record_rollout) -> None:
+    recorded = Run.record_rollout
+
+    def record(run: Run, rollout: Rollout, metrics: Metrics) -> None:
         num_real.append(rollout.reward.sum().item())  # CartPole's is 1, and 0 where it resets
         # REINFORCE learns from less: what comes after an environment's last whole episode was played all the same.
         assert rollout.weight.sum() == num_real[-1] if learner == "ppo" else rollout.weight.sum() < num_real[-1]
-        recorded(run, rollout)
+        recorded(run, rollout, metrics)
 
     monkeypatch.setattr(Run, "record_rollout", record)
     flags = "--env-id CartPole-v1 --num-envs 3 --num-steps 32 --total-timesteps 1920 --eval-episodes 1 --hidden-size 8"

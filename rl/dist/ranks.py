@@ -4,16 +4,17 @@ import contextlib
 import os
 import sys
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from rl.dist.launch import local_world_size, rank
+from rl.tree import leaves
+from rl.tree import map as map_tree
 
-Fields = TypeVar("Fields", bound=tuple[Tensor, ...])  # a NamedTuple of tensors
-
+Rows = TypeVar("Rows")  # a tree of tensors [B, ...]
 
 # On the CPU an all-gather of few numbers takes two thirds of the time of an all-reduce: fewer messages wait for a core
 # (benchmarks/gradient_step.py).
@@ -87,7 +88,7 @@ class Ranks:
         dist.gather(padded, parts, dst=0, group=self.group)
         return [part[:size].cpu() for part, size in zip(parts or [], sizes.tolist(), strict=False)]
 
-    def share(self, rows: Fields) -> Fields:
+    def share(self, rows: Rows) -> Rows:
         """Everybody's rows [W·B, ...], in the order of the ranks, from every rank's own [B, ...]; one all-gather."""
         if self.size == 1:
             return rows
@@ -97,18 +98,15 @@ class Ranks:
         return unpack(gathered, rows)
 
 
-def pack(rows: tuple[Tensor, ...]) -> Tensor:
-    """The bytes [B, F] (uint8) of rows, a NamedTuple of tensors [B, ...]: one tensor to send, exact for every dtype."""
-    return torch.cat([field.reshape(len(field), -1).contiguous().view(torch.uint8) for field in rows], dim=1)
+def pack(rows: Any) -> Tensor:
+    """The bytes [B, F] (uint8) of a tree of tensors [B, ...]: one tensor to send, exact for every dtype."""
+    return torch.cat([field.reshape(len(field), -1).contiguous().view(torch.uint8) for field in leaves(rows)], dim=1)
 
 
-def unpack(packed: Tensor, like: Fields) -> Fields:
-    """The rows whose bytes `packed` [B, F] holds; `like` tells their fields' shapes and dtypes (not how many)."""
-    sizes = [field[0].numel() * field.element_size() for field in like]
-    columns = torch.split(packed, sizes, dim=1)
-    return type(like)(
-        *(
-            column.contiguous().view(field.dtype).reshape(len(packed), *field.shape[1:])
-            for column, field in zip(columns, like, strict=True)
-        )
+def unpack(packed: Tensor, like: Rows) -> Rows:
+    """The rows whose bytes `packed` [B, F] holds; `like` gives their dtypes and shapes, but not their number."""
+    sizes = [field[0].numel() * field.element_size() for field in leaves(like)]
+    columns = iter(torch.split(packed, sizes, dim=1))
+    return map_tree(
+        lambda field: next(columns).contiguous().view(field.dtype).reshape(len(packed), *field.shape[1:]), like
     )

@@ -1,24 +1,32 @@
 """An actor-critic that learns from a replay buffer, by one-step V-trace (Espeholt et al. 2018)."""
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rl import tree
 from rl.errors import require
-from rl.learners.learner import Learner, Metrics, normalised_weight, standardised, weighted_mean, weighted_sums
+from rl.learners.learner import (
+    Learner,
+    LearnerConfig,
+    Metrics,
+    normalized_weight,
+    standardized,
+    weighted_mean,
+    weighted_sums,
+)
 from rl.learners.replay import Replay
 from rl.models.agent import Policy
-from rl.rollout import Rollout, map_tensors
+from rl.rollout import Rollout
 from rl.seeding import Shuffle
 
 
 class Sums(NamedTuple):
-    """What `ActorCritic.estimate` finds in a rollout."""
+    """What `ActorCritic.estimate` returns."""
 
     sums: Tensor  # [2] float64, the `weighted_sums` of nothing else
 
@@ -36,7 +44,7 @@ class Transitions(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ActorCritic(Learner[Sums, Transitions]):
+class ActorCriticConfig(LearnerConfig):
     """Actor-critic with a replay buffer."""
 
     num_steps: int = 16
@@ -57,10 +65,15 @@ class ActorCritic(Learner[Sums, Transitions]):
     ent_coef: float = 0.4
     """Weight of the entropy bonus in the loss."""
     vf_coef: float = 1.0
-    """Weight of the value loss (mean squared error, normalised if the flag says so) in the loss."""
+    """Weight of the value loss (mean squared error, normalized if the flag says so) in the loss."""
+
+    def build(self) -> "ActorCritic":
+        return ActorCritic(self)
+
+    def work(self, num_rows: int) -> tuple[int, int]:
+        return self.updates_per_collection, self.updates_per_collection * self.per_rank_batch_size
 
     def check(self, rows_per_rank: int) -> None:
-        """Raises `UserError` for a value that cannot work."""
         super().check(rows_per_rank)
         for flag, value in (
             ("--per-rank-batch-size", self.per_rank_batch_size),
@@ -72,84 +85,81 @@ class ActorCritic(Learner[Sums, Transitions]):
             require(0 <= coefficient < math.inf, name, coefficient, "must be a finite number, at least 0")
         require(0 < self.rho_clip < math.inf, "--rho-clip", self.rho_clip, "must be a finite number above 0")
 
-    @functools.cached_property
-    def replay(self) -> Replay[Transitions]:
-        """This rank's replay buffer."""
-        return Replay(self.buffer_size)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The replay buffer."""
-        return self.replay.state_dict()
+class ActorCritic(Learner[Sums, Transitions]):
+    """Steps of one-step V-trace on minibatches that it draws from a replay buffer."""
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Fills the replay buffer again."""
-        self.replay.load_state_dict(state, Transitions)
+    config: ActorCriticConfig
+
+    def __init__(self, config: ActorCriticConfig) -> None:
+        super().__init__(config)
+        self.replay: Replay[Transitions] = Replay(config.buffer_size)
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Sums:
-        """Nothing but weights: a value of the present critic would be old when it is drawn."""
+        """Weights alone: a value of the present critic would be old when it is drawn from the buffer."""
         return Sums(weighted_sums(rollout.weight))
 
-    def prepare(
-        self, rollout: Rollout, estimates: Sums, sum_over_ranks: Callable[[Tensor], Tensor]
-    ) -> tuple[Transitions, Metrics]:
+    def prepare(self, rollout: Rollout, estimates: Sums, totals: Tensor) -> tuple[Transitions, Metrics]:
         """A rollout's transitions [T·N, ...]."""
-        num_ranks, total = sum_over_ranks(estimates.sums).unbind()
-        rows = Transitions(
+        num_ranks, total = totals.unbind()
+        transitions = Transitions(
             rollout.obs,
             rollout.action,
             rollout.log_prob,
             rollout.reward,
             rollout.next_obs,
             rollout.terminated,
-            normalised_weight(rollout.weight, num_ranks, total),
+            normalized_weight(rollout.weight, num_ranks, total),
         )
-        return map_tensors(lambda field: field.flatten(0, 1), rows), {}
+        return tree.map(lambda field: field.flatten(0, 1), transitions), {}
 
-    def minibatches(self, rows: Transitions, shuffle: Shuffle) -> Iterator[Transitions]:
-        """Keeps the new transitions, and draws from all that are kept."""
-        self.replay.add(rows)
-        for _ in range(self.updates_per_collection):
-            yield self.replay.sample(self.per_rank_batch_size, shuffle.generator)
+    def minibatches(self, samples: Transitions, shuffle: Shuffle) -> Iterator[Transitions]:
+        """Adds the new transitions to the buffer, and samples from all that it holds."""
+        self.replay.add(samples)
+        for _ in range(self.config.updates_per_collection):
+            yield self.replay.sample(self.config.per_rank_batch_size, shuffle.generator)
 
-    def work(self, num_rows: int) -> tuple[int, int]:
-        """The gradient steps of an update, and the number of rows that they see in all."""
-        return self.updates_per_collection, self.updates_per_collection * self.per_rank_batch_size
-
-    def loss(self, agent: Policy, rows: Transitions) -> tuple[Tensor, Metrics]:
+    def loss(self, policy: Policy, samples: Transitions) -> tuple[Tensor, Metrics]:
         """V-trace's losses with n = 1: of actor, critic and entropy (Espeholt et al. 2018, section 4.2).
 
         Each transition counts by how much likelier its action is now than when it was taken, clipped at `rho_clip`.
         """
-        num_rows = len(rows.obs)
-        both, values = agent(torch.cat([rows.obs, rows.next_obs]))
-        distribution = map_tensors(lambda field: field[:num_rows], both)
+        config, num_rows = self.config, len(samples.weight)
+        both, values = policy(torch.cat([samples.obs, samples.next_obs]))
+        distribution = tree.index(both, slice(num_rows))
         value, next_value = values[:num_rows], values[num_rows:].detach()
-        log_prob = distribution.log_prob(rows.action)
-        rho = (log_prob.detach() - rows.log_prob).exp().clamp(max=self.rho_clip)
+        log_prob = distribution.log_prob(samples.action)
+        rho = (log_prob.detach() - samples.log_prob).exp().clamp(max=config.rho_clip)
         # Termination cuts the bootstrap, truncation does not.
-        discount = self.gamma * ~rows.terminated
-        td_error = rows.reward + discount * next_value - value
-        weight = rows.weight * rho
-        if self.normalize_values:
+        discount = config.gamma * ~samples.terminated
+        td_error = samples.reward + discount * next_value - value
+        weight = samples.weight * rho
+        if config.normalize_values:
             td_error = td_error - shared_error(td_error.detach(), discount, weight)
         advantage = td_error.detach()
-        if self.normalize_advantages:
+        if config.normalize_advantages:
             # An error that all values share is no reason to repeat what was done: with clipped weights it would be.
-            advantage = standardised(advantage, *weighted_sums(weight, advantage)[1:])
-        policy_loss = -weighted_mean(rho * advantage * log_prob, rows.weight)
-        value_loss = weighted_mean(rho * td_error.square(), rows.weight)
-        entropy_loss = -weighted_mean(distribution.entropy(), rows.weight)
+            advantage = standardized(advantage, *weighted_sums(weight, advantage)[1:])
+        policy_loss = -weighted_mean(rho * advantage * log_prob, samples.weight)
+        value_loss = weighted_mean(rho * td_error.square(), samples.weight)
+        entropy_loss = -weighted_mean(distribution.entropy(), samples.weight)
         # Errors of a new critic are a thousand times those of a good one: by the square, the shared layers would first
         # learn nothing but values, and at last none.
-        value_scale = 1 / (value_loss.detach() + 1e-8) if self.normalize_values else 1.0
-        loss = policy_loss + self.vf_coef * value_scale * value_loss + self.ent_coef * entropy_loss
+        value_scale = 1 / (value_loss.detach() + 1e-8) if config.normalize_values else 1.0
+        loss = policy_loss + config.vf_coef * value_scale * value_loss + config.ent_coef * entropy_loss
         metrics = {
             "Loss/policy_loss": policy_loss.detach(),
             "Loss/value_loss": value_loss.detach(),
             "Loss/entropy_loss": entropy_loss.detach(),
-            "Info/rho": weighted_mean(rho, rows.weight),
+            "Info/rho": weighted_mean(rho, samples.weight),
         }
         return loss, metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.replay.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.replay.load_state_dict(state, Transitions)
 
 
 def shared_error(td_error: Tensor, discount: Tensor, weight: Tensor) -> Tensor:

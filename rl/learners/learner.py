@@ -1,30 +1,51 @@
-"""What every learner has: the flags that all share, and its answers to the questions that the programs ask."""
+"""What every learner has: flags that all share, and the steps from a rollout to a loss."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from rl.dist.ranks import Ranks
 from rl.errors import require
 from rl.models.agent import Policy
 from rl.rollout import AnyCollector, Rollout
 from rl.seeding import Shuffle
 
 Metrics = dict[str, Tensor]
-EstimatesType = TypeVar("EstimatesType", bound=tuple[Tensor, ...])  # a NamedTuple of tensors
-RowsType = TypeVar("RowsType", bound=tuple[Tensor, ...])  # a NamedTuple of tensors [B, ...]
+
+
+class Estimates(Protocol):
+    """What a learner computes from a rollout before ranks sum over it: a NamedTuple of tensors."""
+
+    @property
+    def sums(self) -> Tensor:
+        """[K] float64: what the learner needs to know of all ranks' rollouts together; added up over ranks."""
+
+
+class Samples(Protocol):
+    """What a learner learns from: a NamedTuple of tensors whose dimension 0 counts rows."""
+
+    @property
+    def weight(self) -> Tensor:
+        """[B, ...]: 0 for what no loss may see, 1 on average over all ranks."""
+
+
+EstimatesType = TypeVar("EstimatesType", bound=Estimates)
+SamplesType = TypeVar("SamplesType", bound=Samples)
 
 
 @dataclass(frozen=True)
-class Learner(ABC, Generic[EstimatesType, RowsType]):
-    """How a rollout becomes rows, rows become minibatches, and a minibatch becomes a loss."""
+class LearnerConfig(ABC):
+    """The flags of a learner; its docstring describes the learner in --help."""
 
     whole_episodes: ClassVar[bool] = False
     """Whether rollouts end with episodes, and so have no fixed length."""
+    share_data: ClassVar[bool] = False
+    """Whether every rank learns from all ranks' rollouts; a flag of PPO."""
 
     num_steps: int = 128
     """Steps of each environment in a rollout."""
@@ -32,83 +53,100 @@ class Learner(ABC, Generic[EstimatesType, RowsType]):
     """Adam's step size at the start."""
     anneal_lr: bool = True
     """Lower the learning rate linearly towards 0 over the run."""
+    adam_eps: float = 1e-5
+    """What Adam adds to the root of its second moment."""
     gamma: float = 0.95
     """Discount factor."""
     max_grad_norm: float = 0.5
     """Norm to which longer gradients are shortened; inf leaves them as they are."""
 
+    @abstractmethod
+    def build(self) -> "Learner[Any, Any]":
+        """A new learner with these flags."""
+
+    @abstractmethod
+    def work(self, num_rows: int) -> tuple[int, int]:
+        """Gradient steps of an update for `num_rows` rows of a rank, and the number of rows in all of them."""
+
     def check(self, rows_per_rank: int) -> None:
         """Raises `UserError` for a value that cannot work where a rank learns from so many rows."""
         require(self.num_steps >= 1, "--num-steps", self.num_steps, "must be at least 1")
         require(0 <= self.gamma <= 1, "--gamma", self.gamma, "must lie between 0 and 1")
-        rate = self.learning_rate
-        require(0 < rate < math.inf, "--learning-rate", rate, "must be a finite number above 0")
+        for flag, value in (("--learning-rate", self.learning_rate), ("--adam-eps", self.adam_eps)):
+            require(0 < value < math.inf, flag, value, "must be a finite number above 0")
         require(self.max_grad_norm > 0, "--max-grad-norm", self.max_grad_norm, "must be above 0; inf clips nothing")
 
     def learning_rate_at(self, progress: float) -> float:
         """The learning rate after this fraction of the run."""
         return self.learning_rate * (1 - progress) if self.anneal_lr else self.learning_rate
 
+
+ConfigType = TypeVar("ConfigType", bound=LearnerConfig)
+
+
+class Learner(ABC, Generic[EstimatesType, SamplesType]):
+    """How a rollout becomes samples, samples become minibatches, and a minibatch becomes a loss.
+
+    The methods are called in the order in which they stand here.
+    """
+
+    def __init__(self, config: LearnerConfig) -> None:
+        self.config = config
+
     def collect(self, collector: AnyCollector) -> Rollout:
         """The rollout [T, N, ...] that the next update learns from."""
-        return collector.collect(self.num_steps)
+        return collector.collect(self.config.num_steps)
 
     @abstractmethod
     def estimate(self, policy: Policy, rollout: Rollout) -> EstimatesType:
-        """What a rollout's rewards say of its actions and states: a function of tensors."""
+        """Advantages, targets and the like; a function of tensors, which is compiled in long runs."""
 
     @abstractmethod
-    def prepare(
-        self, rollout: Rollout, estimates: EstimatesType, sum_over_ranks: Callable[[Tensor], Tensor]
-    ) -> tuple[RowsType, Metrics]:
-        """A rollout's rows [T·N, ...], and what to log of them. Moments and weights are those of all ranks."""
+    def prepare(self, rollout: Rollout, estimates: EstimatesType, totals: Tensor) -> tuple[SamplesType, Metrics]:
+        """A rollout's samples [B, ...], and what to log of them; `totals` are all ranks' `estimates.sums` added up."""
 
     @abstractmethod
-    def minibatches(self, rows: RowsType, shuffle: Shuffle) -> Iterator[RowsType]:
-        """What each gradient step of an update sees: as many minibatches on every rank."""
+    def minibatches(self, samples: SamplesType, shuffle: Shuffle) -> Iterator[SamplesType]:
+        """The minibatches of an update's gradient steps: as many on every rank."""
 
     @abstractmethod
-    def work(self, num_rows: int) -> tuple[int, int]:
-        """The gradient steps of an update after a rank's so many rows, and the number of rows that they see in all."""
+    def loss(self, policy: Policy, samples: SamplesType) -> tuple[Tensor, Metrics]:
+        """The scalar to minimize over a minibatch [b, ...], and what to log of it."""
 
-    @abstractmethod
-    def loss(self, agent: Policy, rows: RowsType) -> tuple[Tensor, Metrics]:
-        """The scalar to minimise over a minibatch [b, ...], and what to log of it."""
+    def should_stop(self, metrics: Metrics, mean_over_ranks: Callable[[Tensor], Tensor]) -> bool:
+        """Whether to end this update after a gradient step with these metrics; the same answer on all ranks."""
+        return False
 
     def state_dict(self) -> dict[str, Any]:
-        """What this rank's learner remembers from one update to the next, for `torch.save`."""
+        """What the learner keeps from one update to the next, for `torch.save`."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Remembers it again."""
-
-    def should_stop(self, metrics: Metrics, mean_over_ranks: Callable[[Tensor], Tensor]) -> bool:
-        """Whether to end this update after a gradient step that said this; all ranks get the same answer."""
-        return False
+        """Restores what `state_dict` returned."""
 
 
 AnyLearner = Learner[Any, Any]
 
 
 def weighted_sums(weight: Tensor, *fields: Tensor) -> Tensor:
-    """Sums (float64) that ranks can add up: one, the weights, and of every field its weighted values and squares."""
+    """Sums (float64) to add up over ranks: 1, the weights, and for every field its weighted values and squares."""
     w = weight.double()
     moments = (w * field.double() ** power for field in fields for power in (1, 2))
     return torch.stack([w.new_ones(()), *(terms.sum() for terms in (w, *moments))])
 
 
-def normalised_weight(weight: Tensor, num_ranks: Tensor, total: Tensor) -> Tensor:
-    """Weights with which the mean over ranks of a weighted mean over rows is that over all rows that count."""
+def normalized_weight(weight: Tensor, num_ranks: Tensor, total: Tensor) -> Tensor:
+    """Rescales weights so that averaging the ranks' weighted means gives the global weighted mean."""
     return weight * (weight.numel() * num_ranks / total.clamp(min=1)).float()
 
 
 def variance(total: Tensor, value_sum: Tensor, square_sum: Tensor) -> Tensor:
-    """The variance of weighted values, by their `weighted_sums`."""
+    """The variance of weighted values, from their `weighted_sums`."""
     return square_sum / total - (value_sum / total) ** 2
 
 
-def standardised(values: Tensor, total: Tensor, value_sum: Tensor, square_sum: Tensor) -> Tensor:
-    """Values with mean 0 and (unbiased) standard deviation 1, by their `weighted_sums`."""
+def standardized(values: Tensor, total: Tensor, value_sum: Tensor, square_sum: Tensor) -> Tensor:
+    """Values shifted and scaled to mean 0 and (unbiased) standard deviation 1, from their `weighted_sums`."""
     total = total.clamp(min=1e-8)  # where nothing counts
     unbiased = variance(total, value_sum, square_sum) * total / (total - 1).clamp(min=1)
     std = unbiased.clamp(min=0).sqrt()
@@ -116,5 +154,15 @@ def standardised(values: Tensor, total: Tensor, value_sum: Tensor, square_sum: T
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """The mean of values [b] whose weights are 1 on average over all minibatches of all ranks."""
+    """The mean of values [b, ...] whose weights are 1 on average over all minibatches of all ranks."""
     return (values * weight).mean()
+
+
+def gradient_metrics(norm: Tensor, ranks: Ranks, *, scaled: bool) -> Metrics:
+    """What to log of a gradient that all ranks share, by its norm before clipping.
+
+    With a scaled loss a norm that is not finite is no error: fp16 overflowed, the step is skipped and logged as norm 0.
+    """
+    finite = norm.isfinite()
+    skipped = (~finite).float() / ranks.size  # summed over ranks
+    return {"Info/grad_norm": torch.where(finite, norm, 0.0) if scaled else norm, "Count/skipped_steps": skipped}

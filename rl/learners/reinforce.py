@@ -1,22 +1,32 @@
 """REINFORCE: the Monte-Carlo policy gradient (Williams 1992), on whole episodes."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
+from rl import tree
 from rl.errors import require
-from rl.learners.learner import Learner, Metrics, normalised_weight, standardised, weighted_mean, weighted_sums
+from rl.learners.learner import (
+    Learner,
+    LearnerConfig,
+    Metrics,
+    normalized_weight,
+    standardized,
+    weighted_mean,
+    weighted_sums,
+)
 from rl.models.agent import Policy
 from rl.returns import returns_to_go
-from rl.rollout import AnyCollector, Rollout, collect_episodes, map_tensors
+from rl.rollout import AnyCollector, Rollout
 from rl.seeding import Shuffle
 
 
 class Estimates(NamedTuple):
-    """What `Reinforce.estimate` finds in a rollout."""
+    """What `Reinforce.estimate` returns."""
 
     return_to_go: Tensor  # [T, N]
     advantage: Tensor  # [T, N], the same, or with a baseline what it exceeds that by
@@ -29,19 +39,19 @@ class Rows(NamedTuple):
     obs: Tensor
     action: Tensor
     return_to_go: Tensor
-    advantage: Tensor  # normalised if the flag says so
+    advantage: Tensor  # normalized if the flag says so
     weight: Tensor  # 0 for rows to leave out; 1 on average over all ranks
     rows_per_episode: Tensor  # of all ranks together, the same in every row
 
 
 @dataclass(frozen=True)
-class Reinforce(Learner[Estimates, Rows]):
+class ReinforceConfig(LearnerConfig):
     """REINFORCE, on whole episodes."""
 
     whole_episodes: ClassVar[bool] = True
 
     num_steps: int = 32
-    """Steps of each environment after which it is seen whether all episodes of an update have ended."""
+    """Steps of each environment between two looks at whether all episodes of an update have ended."""
     learning_rate: float = 1e-2
     gamma: float = 0.99
     max_grad_norm: float = math.inf
@@ -56,61 +66,97 @@ class Reinforce(Learner[Estimates, Rows]):
     vf_coef: float = 0.5
     """Weight of the critic's loss (mean squared error), with --baseline."""
 
+    def build(self) -> "Reinforce":
+        return Reinforce(self)
+
+    def work(self, num_rows: int) -> tuple[int, int]:
+        return 1, num_rows
+
     def check(self, rows_per_rank: int) -> None:
-        """Raises `UserError` for a value that cannot work."""
         super().check(rows_per_rank)
         require(self.episodes_per_env >= 1, "--episodes-per-env", self.episodes_per_env, "must be at least 1")
         require(self.max_episode_steps >= 1, "--max-episode-steps", self.max_episode_steps, "must be at least 1")
         require(0 <= self.vf_coef < math.inf, "--vf-coef", self.vf_coef, "must be a finite number, at least 0")
 
+
+class Reinforce(Learner[Estimates, Rows]):
+    """One step of the Monte-Carlo policy gradient for each rollout."""
+
+    config: ReinforceConfig
+
     def collect(self, collector: AnyCollector) -> Rollout:
         """The next whole episodes of every environment."""
+        config = self.config
         return collect_episodes(
-            collector, self.episodes_per_env, look_every=self.num_steps, max_steps=self.max_episode_steps
+            collector, config.episodes_per_env, look_every=config.num_steps, max_steps=config.max_episode_steps
         )
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Estimates:
         """Returns-to-go, and advantages."""
         ended = rollout.terminated | rollout.truncated
-        return_to_go = returns_to_go(rollout.reward, ended, self.gamma)
-        advantage = return_to_go - rollout.value if self.baseline else return_to_go
+        return_to_go = returns_to_go(rollout.reward, ended, self.config.gamma)
+        advantage = return_to_go - rollout.value if self.config.baseline else return_to_go
         return Estimates(return_to_go, advantage, weighted_sums(rollout.weight, advantage, ended))
 
-    def prepare(
-        self, rollout: Rollout, estimates: Estimates, sum_over_ranks: Callable[[Tensor], Tensor]
-    ) -> tuple[Rows, Metrics]:
-        """A rollout's rows [T·N, ...]. Moments and weights are those of all ranks, by one sum over them."""
-        num_ranks, total, *moments, num_episodes, _ = sum_over_ranks(estimates.sums).unbind()
+    def prepare(self, rollout: Rollout, estimates: Estimates, totals: Tensor) -> tuple[Rows, Metrics]:
+        """A rollout's rows [T·N, ...]; the moments of advantages are those of all ranks together."""
+        num_ranks, total, *moments, num_episodes, _ = totals.unbind()
         advantage = estimates.advantage
-        if self.normalize_returns:
-            advantage = standardised(advantage, total, *moments)
-        weight = normalised_weight(rollout.weight, num_ranks, total)
+        if self.config.normalize_returns:
+            advantage = standardized(advantage, total, *moments)
+        weight = normalized_weight(rollout.weight, num_ranks, total)
         rows_per_episode = (total / num_episodes.clamp(min=1)).float().expand_as(weight)
         rows = Rows(rollout.obs, rollout.action, estimates.return_to_go, advantage, weight, rows_per_episode)
-        return map_tensors(lambda field: field.flatten(0, 1), rows), {}
+        return tree.map(lambda field: field.flatten(0, 1), rows), {}
 
-    def minibatches(self, rows: Rows, shuffle: Shuffle) -> Iterator[Rows]:
+    def minibatches(self, samples: Rows, shuffle: Shuffle) -> Iterator[Rows]:
         """All rows, once: the gradient is that of the policy which acted."""
-        yield rows
+        yield samples
 
-    def work(self, num_rows: int) -> tuple[int, int]:
-        """The gradient steps of an update, and the number of rows that they see in all."""
-        return 1, num_rows
-
-    def loss(self, agent: Policy, rows: Rows) -> tuple[Tensor, Metrics]:
+    def loss(self, policy: Policy, samples: Rows) -> tuple[Tensor, Metrics]:
         """Minus the log-probabilities of the actions, times what they led to (Williams 1992, eq. 11).
 
-        The gradient sums over the steps of an episode, and takes the mean over episodes. A mean over steps would divide
-        what long episodes say by their length, which depends on the actions: no policy gradient of the return.
+        The gradient sums over the steps of an episode, and averages over episodes. An average over steps would divide
+        the share of long episodes by their length, which depends on the actions: no policy gradient of the return.
         """
-        distribution, value = agent(rows.obs)
-        policy_loss = -weighted_mean(distribution.log_prob(rows.action) * rows.advantage, rows.weight)
-        value_loss = weighted_mean((value - rows.return_to_go).square(), rows.weight)
-        # Without a baseline the critic's gradients are 0, but there: DDP waits for every parameter's.
-        loss = rows.rows_per_episode.mean() * policy_loss + self.vf_coef * self.baseline * value_loss
+        config, weight = self.config, samples.weight
+        distribution, value = policy(samples.obs)
+        policy_loss = -weighted_mean(distribution.log_prob(samples.action) * samples.advantage, weight)
+        value_loss = weighted_mean((value - samples.return_to_go).square(), weight)
+        # Without a baseline the critic's gradients are 0 instead of missing: DDP waits for every parameter's.
+        loss = samples.rows_per_episode.mean() * policy_loss + config.vf_coef * config.baseline * value_loss
         metrics = {
             "Loss/policy_loss": policy_loss.detach(),
             "Loss/value_loss": value_loss.detach(),
-            "Loss/entropy_loss": -weighted_mean(distribution.entropy(), rows.weight).detach(),
+            "Loss/entropy_loss": -weighted_mean(distribution.entropy(), weight).detach(),
         }
         return loss, metrics
+
+
+def collect_episodes(collector: AnyCollector, num_each: int, *, look_every: int, max_steps: int) -> Rollout:
+    """The next `num_each` whole episodes of every environment, from fresh starts on: a rollout [T, N, ...].
+
+    As many of each environment as of any other, since the first ones to end among all would be the short ones. What an
+    environment does after its last episode weighs 0 and says nothing of episodes, as does all of an episode that has
+    not ended after about `max_steps`.
+    """
+    collector.restart()
+    pieces = []
+    num_ended = torch.zeros(collector.envs.num_envs, device=collector.envs.device)
+    for _ in range(0, max_steps, look_every):
+        piece = collector.collect(look_every)
+        pieces.append(piece)
+        num_ended = num_ended + (piece.terminated | piece.truncated).sum(0)
+        if bool((num_ended >= num_each).all()):
+            break
+    rollout = tree.cat(pieces)
+    ended = rollout.terminated | rollout.truncated
+    ended_before = ended.cumsum(0) - ended.long()
+    whole = (ended_before < num_each) & (ended_before < num_ended)
+    return rollout._replace(
+        terminated=rollout.terminated & whole,
+        truncated=rollout.truncated & whole,
+        weight=rollout.weight * whole,
+        episode_return=rollout.episode_return * whole,
+        episode_length=rollout.episode_length * whole,
+    )

@@ -1,54 +1,52 @@
-"""The memory of a learner that learns more than once, and late, from what was collected."""
+"""A replay buffer: the memory of a learner that learns more than once, and late, from what was collected."""
 
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import torch
-from torch import Tensor
 
-Rows = TypeVar("Rows", bound=tuple[Tensor, ...])  # a NamedTuple of tensors [B, ...]
+from rl import tree
+from rl.learners.learner import SamplesType
 
 
-class Replay(Generic[Rows]):
-    """The rows added last, in tensors allocated once, on the device of the first ones."""
+class Replay(Generic[SamplesType]):
+    """The newest `capacity` rows, in tensors allocated once, on the device of the first ones."""
 
     def __init__(self, capacity: int) -> None:
-        """Keeps at most `capacity` rows."""
         self.capacity = capacity
         self.num_added = 0
-        self.kept: Rows | None = None
+        self.kept: SamplesType | None = None
 
     def __len__(self) -> int:
-        """Number of rows to sample from."""
         return min(self.num_added, self.capacity)
 
-    def add(self, rows: Rows) -> None:
-        """Keeps rows [B, ...] in the place of the oldest ones."""
+    def add(self, rows: SamplesType) -> None:
+        """Writes rows [B, ...] over the oldest ones."""
+        num_rows, device = len(rows.weight), rows.weight.device
         if self.kept is None:
-            fields = (field.new_zeros(self.capacity, *field.shape[1:]) for field in rows)
-            self.kept = type(rows)(*fields)
-        elif self.kept[0].device != rows[0].device:  # it has been read from a checkpoint
-            self.kept = type(rows)(*(field.to(rows[0].device) for field in self.kept))
-        num_rows, device = len(rows[0]), rows[0].device
+            self.kept = tree.map(lambda field: field.new_zeros(self.capacity, *field.shape[1:]), rows)
+        elif self.kept.weight.device != device:  # it comes from a checkpoint
+            self.kept = tree.map(lambda field: field.to(device), self.kept)
         # Of more rows than there is room for, the last ones: no place is written twice.
         first = max(0, num_rows - self.capacity)
         place = torch.arange(self.num_added + first, self.num_added + num_rows, device=device) % self.capacity
-        for kept, field in zip(self.kept, rows, strict=True):
+        for kept, field in zip(tree.leaves(self.kept), tree.leaves(rows), strict=True):
             kept[place] = field[first:]
         self.num_added += num_rows
 
-    def sample(self, num_rows: int, generator: torch.Generator) -> Rows:
-        """Rows [num_rows, ...] drawn with replacement, each kept one as likely as any other."""
+    def sample(self, num_rows: int, generator: torch.Generator) -> SamplesType:
+        """Rows [num_rows, ...] drawn with replacement, all with the same probability."""
         assert self.kept is not None
-        place = torch.randint(len(self), (num_rows,), generator=generator, device=generator.device)
-        return type(self.kept)(*(field[place] for field in self.kept))
+        return tree.index(
+            self.kept, torch.randint(len(self), (num_rows,), generator=generator, device=generator.device)
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next sample depends on but the generator, for `torch.save`."""
-        return {"num_added": self.num_added, "kept": None if self.kept is None else self.kept._asdict()}  # type: ignore[attr-defined]
+        kept = None if self.kept is None else self.kept._asdict()  # type: ignore[attr-defined]
+        return {"num_added": self.num_added, "kept": kept}
 
-    def load_state_dict(self, state: Mapping[str, Any], rows_type: type[Rows]) -> None:
-        """Puts back what `state_dict` gave.
+    def load_state_dict(self, state: Mapping[str, Any], rows_type: type[SamplesType]) -> None:
+        """Restores what `state_dict` returned, as rows of this type.
 
         Raises:
             ValueError: That buffer had another size.

@@ -97,6 +97,23 @@ def call_with(policy: Agent, vector: Tensor, obs: Tensor) -> tuple[Distribution,
     return cast(tuple[Distribution, Tensor], functional_call(policy, weight_views(policy, vector), (obs,)))
 
 
+class Weights:
+    """All parameters of a policy as one vector [P], and their gradients as another; the policy's are views of these."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        """Moves the policy's parameters into the vector; its device and dtype must not change afterwards."""
+        self.vector = nn.Parameter(weight_vector(policy))
+        self.gradient = torch.zeros_like(self.vector, requires_grad=False)
+        self.vector.grad = self.gradient
+        views, gradients = (weight_views(policy, vector) for vector in (self.vector.detach(), self.gradient))
+        for name, parameter in policy.named_parameters():
+            parameter.data, parameter.grad = views[name], gradients[name]
+
+    def keep_finite(self, norm: Tensor) -> None:
+        """Zeroes the gradient if its norm is NaN or infinite, so that no such number reaches a weight."""
+        self.gradient.masked_fill_(~norm.isfinite(), 0)
+
+
 def _encoder(obs_size: int, network: Network) -> nn.Sequential:
     activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[network.activation_function]
     sizes = [obs_size] + network.hidden_layers * [network.hidden_size]

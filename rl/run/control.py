@@ -1,4 +1,10 @@
-"""What signals ask of a run, and how its ranks agree on it before any of them acts."""
+"""What all ranks must agree on before any of them acts: stops and checkpoints that signals ask for, and failures.
+
+A rank that acted on a signal alone would leave the others waiting in the next collective for ever. So what any rank was
+asked travels with a sum over ranks that every update takes anyway (`Control.sum`), and all ranks read the same answer
+at the end of the update (`Control.read`). A checksum of what all ranks hold as equal replicas (weights, Adam's moments)
+travels along, and says before the next update whether they still are equal.
+"""
 
 import functools
 import signal
@@ -21,24 +27,23 @@ from rl.seeding import split_mix
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAVE = signal.SIGUSR1
 MAX_FAILED_WRITES = 3  # in a row, before the run gives up
-SAID = ("Asked/stop", "Asked/save", "Asked/drifted")
+ASKED = ("Asked/stop", "Asked/save", "Asked/diverged")
 PIECE_BITS = 20  # of a checksum: sums of squares of such numbers are exact in float64
 
 
-class Requests:
-    """Notes signals until the end of an update; without a loop to end, a stop is at once."""
+class Signals:
+    """Notes signals until the end of an update; outside of the updates a stop takes effect at once."""
 
     def __init__(self) -> None:
-        """Nothing is asked so far."""
         self.stop = 0  # the number of the signal that asked for it
         self.stop_at = 0.0
         self.save = False
-        self.failed = False
+        self.failed = False  # set by the run: checkpoints cannot be written
         self.in_loop = False
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        """Takes the signals over; one that whoever started this process has it ignore stays ignored, but SIGINT."""
+        """Installs handlers; a signal that this process was started to ignore stays ignored, except SIGINT."""
         for number in (*STOPS, SAVE):
             before = signal.getsignal(number)
             if before is not signal.SIG_IGN or number == signal.SIGINT:
@@ -47,7 +52,7 @@ class Requests:
         return self
 
     def __exit__(self, error: type[BaseException] | None = None, *_: object) -> None:
-        """Gives the signals back; after an error they are ignored, so that a launcher's do not cut off what it says."""
+        """Restores the handlers; after an error signals are ignored, so that none interrupts the error message."""
         for number, handler in self.before.items():
             signal.signal(number, handler if error is None else signal.SIG_IGN)
         self.before.clear()
@@ -63,111 +68,110 @@ class Requests:
             self.stop, self.stop_at = number, time.monotonic()
 
 
-class Agreement:
-    """What all ranks know at the end of an update: it travels with a sum that they take anyway.
-
-    Beside what was asked of any of them, a checksum of what they have alike tells whether it still is.
-    """
+class Control:
+    """What all ranks know at the end of an update."""
 
     def __init__(
         self,
         ranks: Ranks,
-        requests: Requests,
-        alike: Sequence[Tensor] = (),
+        signals: Signals,
+        replicas: Sequence[Tensor] = (),
         collector: AnyCollector | None = None,
         num_steps: int = 0,
     ) -> None:
-        """`alike` are the tensors that must be the same on all ranks; a single rank needs none.
+        """`replicas` are tensors that must be equal on all ranks.
 
-        `collector` counts this rank's environment steps; `num_steps` is what all ranks take in an update, if none only
-        resets.
+        `collector` counts this rank's environment steps, if it plays; `num_steps` is what all ranks take in an update
+        where none only resets.
         """
         self.ranks = ranks
+        self.signals = signals
         self.collector, self.num_played, self.num_steps = collector, 0, num_steps
-        self.requests = requests
-        self.alike = alike
-        self.memory = [memory(tensor) for tensor in alike if tensor.device.type == "cpu"]
-        self.stop, self.save, self.failed, self.drifted = 0, False, False, False
-        self.told = [0.0] * (len(STOPS) + 2) + [num_steps / ranks.size]
-        self.word: Tensor | None = None
+        self.replicas = replicas
+        self.memory = [memory(tensor) for tensor in replicas if tensor.device.type == "cpu"]
+        self.stop, self.save, self.failed, self.diverged = 0, False, False, False
+        self.sent = [0.0] * (len(STOPS) + 2) + [num_steps / ranks.size]
+        self.received: Tensor | None = None
 
     def sum(self, values: Tensor) -> Tensor:
-        """The elementwise sum of every rank's values, on every rank."""
-        asked = self.requests
+        """The elementwise sum of every rank's values, on every rank, with what ranks have to tell each other."""
+        asked = self.signals
         before, self.num_played = self.num_played, self.collector.num_played if self.collector else 0
-        self.told = [*(float(asked.stop == number) for number in STOPS), float(asked.save), float(asked.failed)]
-        self.told.append(float(self.num_played - before))
+        self.sent = [*(float(asked.stop == number) for number in STOPS), float(asked.save), float(asked.failed)]
+        self.sent.append(float(self.num_played - before))
         if self.ranks.size == 1:
-            self.word = None
+            self.received = None
             return values
-        told = torch.tensor(self.told, dtype=torch.float64, device=values.device)
-        total = self.ranks.sum(torch.cat([values.double(), told, self._checksum(values.device)]))
-        self.word = total[len(values) :]
+        sent = torch.tensor(self.sent, dtype=torch.float64, device=values.device)
+        total = self.ranks.sum(torch.cat([values.double(), sent, self._checksum(values.device)]))
+        self.received = total[len(values) :]
         return total[: len(values)].to(values.dtype)
 
-    def look(self) -> None:
-        """Reads what was agreed; waits for the device that it was summed on."""
-        word = self.told if self.word is None else self.word.tolist()
-        flags, checksums = word[: len(self.told)], word[len(self.told) :]
+    def read(self) -> None:
+        """Reads what came with the last sum; waits for the device that it was summed on."""
+        received = self.sent if self.received is None else self.received.tolist()
+        flags, checksums = received[: len(self.sent)], received[len(self.sent) :]
         self.stop = next((number for number, count in zip(STOPS, flags, strict=False) if count), 0)
         self.save, self.failed = flags[len(STOPS)] > 0, flags[len(STOPS) + 1] > 0
         self.num_steps = int(flags[-1])
         sums, squares = checksums[:2], checksums[2:]
-        self.drifted |= any(self.ranks.size * int(q) != int(s) ** 2 for s, q in zip(sums, squares, strict=True))
+        # W equal numbers x, and no others, have W·Σx² = (Σx)² (Cauchy-Schwarz).
+        self.diverged |= any(self.ranks.size * int(q) != int(s) ** 2 for s, q in zip(sums, squares, strict=True))
 
     def saved(self) -> None:
-        """Forgets that this rank was asked to save, if the others have heard it."""
+        """Forgets that this rank was asked to save, unless the others have not heard it yet."""
         self.save = False
-        if self.told[len(STOPS)]:
-            self.requests.save = False
+        if self.sent[len(STOPS)]:
+            self.signals.save = False
+            self.sent[len(STOPS)] = 0.0
 
-    def said(self) -> dict[str, float]:
-        """What was agreed, as metrics for a player that was not asked; this rank need not say it again."""
-        said = dict(zip(SAID, (float(self.stop), float(self.save), float(self.drifted)), strict=True))
+    def for_player(self) -> dict[str, float]:
+        """What trainers agreed on, as metrics for a player that takes no part in their sum."""
+        asked = dict(zip(ASKED, (float(self.stop), float(self.save), float(self.diverged)), strict=True))
         self.saved()
-        return said
+        return asked
 
-    def hear(self, said: Mapping[str, float]) -> None:
-        """Takes over what the trainers have `said`."""
-        self.drifted = said["Asked/drifted"] > 0
-        self.requests.save |= said["Asked/save"] > 0
-        self.requests.stop = self.requests.stop or int(said["Asked/stop"])
+    def from_trainers(self, asked: Mapping[str, float]) -> None:
+        """Takes over what `for_player` returned on the trainers."""
+        self.diverged = asked["Asked/diverged"] > 0
+        self.signals.save |= asked["Asked/save"] > 0
+        self.signals.stop = self.signals.stop or int(asked["Asked/stop"])
 
     def check(self, update: int) -> None:
         """Stops all ranks where one cannot go on.
 
         Raises:
             DiskError: Checkpoints cannot be written.
-            RanksError: The weights of two ranks, or Adam's moments, were not the same any more before this update.
+            RanksError: Weights or Adam's moments differed between ranks before this update.
         """
         if self.failed:
             raise DiskError(
-                f"no checkpoint could be written {MAX_FAILED_WRITES} times in a row; the last one that could is there"
+                f"no checkpoint could be written {MAX_FAILED_WRITES} times in a row; the last one is intact"
             )
-        if self.drifted:
+        if self.diverged:
             raise RanksError(
-                f"the weights of ranks differ before update {update:,}: one of them computed or stored a wrong"
-                " value. --resume auto goes on from the last checkpoint"
+                f"replicas diverged before update {update:,}: a rank computed or stored a wrong value (bad memory, or"
+                " an operation that is not deterministic?); --resume auto continues from the last checkpoint"
             )
 
     def _checksum(self, device: torch.device) -> Tensor:
-        """Two numbers that depend on every bit and its place, and their squares: alike everywhere if W·Σx² = (Σx)²."""
+        """Two numbers that depend on every bit and its place, and their squares, as float64 [4]."""
         if device.type == "cpu":
             total = crc(self.memory)
             pieces = [(total >> shift) % 2**PIECE_BITS for shift in (0, PIECE_BITS)]
             return torch.tensor([*pieces, *(piece**2 for piece in pieces)], dtype=torch.float64)
-        sums = weighted_sum(self.alike, device)
+        sums = weighted_sum(self.replicas, device)
         numbers = [(sums >> shift) % 2**PIECE_BITS for shift in (64 - PIECE_BITS, 64 - 2 * PIECE_BITS)]
         return torch.stack([*numbers, *(number**2 for number in numbers)]).double()
 
 
 def memory(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor on the CPU, as they are whenever they are read."""
+    """The bytes of a contiguous tensor on the CPU: a view, which follows later changes."""
     return tensor.detach().view(-1).view(torch.uint8).numpy().data
 
 
 def crc(memories: Sequence[memoryview]) -> int:
-    """A checksum of all bytes, by the CRC-32 of zlib: on a CPU nothing that minds their places is faster."""
+    """The CRC-32 of all bytes: on a CPU the fastest checksum that depends on their order."""
     value = 0
     for part in memories:
         value = zlib.crc32(part, value)
@@ -175,7 +179,7 @@ def crc(memories: Sequence[memoryview]) -> int:
 
 
 def weighted_sum(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """A checksum of all bits (int64 []), without waiting for a GPU: every word times an odd constant of its place."""
+    """A checksum of all bits (int64 []) without waiting for a GPU: every word times an odd constant of its place."""
     total = torch.zeros((), dtype=torch.int64, device=device)
     for tensor in tensors:
         words = tensor.detach().flatten().view({4: torch.int32, 2: torch.int16}[tensor.element_size()])

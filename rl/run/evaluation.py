@@ -19,7 +19,6 @@ from rl.envs.gym_envs import GymEnvs
 from rl.envs.make import EnvConfig, make_envs, making
 from rl.envs.types import Envs
 from rl.errors import EnvError, UserError
-from rl.learners.learner import AnyLearner
 from rl.models.agent import Agent
 from rl.seeding import evaluation_seed
 
@@ -52,7 +51,7 @@ def evaluate(policy: Agent, envs: Envs, *, seed: int, max_steps: int, max_second
     return Evaluation(total_return, running)
 
 
-def evaluate_run(config: Config[AnyLearner], policy: Agent, max_seconds: float = math.inf) -> Evaluation:
+def evaluate_run(config: Config[Any], policy: Agent, max_seconds: float = math.inf) -> Evaluation:
     """The evaluation that a run's flags ask for, on the device that its agent is on."""
     with closing(make_envs(replace(config.env, num_envs=config.eval_episodes, vectorization="sync"))) as envs:
         return evaluate(
@@ -89,7 +88,7 @@ def record_video(policy: Agent, config: EnvConfig, path: Path, *, seed: int, max
     return evaluation.total_return.item()
 
 
-def film_run(config: Config[AnyLearner], policy: Agent, path: Path) -> None:
+def film_run(config: Config[Any], policy: Agent, path: Path) -> None:
     """Films the first of the greedy episodes that evaluate a run; of tensors, one of Gymnasium's by the same id."""
     seed, max_steps = evaluation_seed(config.seed), config.max_eval_steps
     record_video(policy, config.env, path, seed=seed, max_steps=max_steps)

@@ -23,7 +23,6 @@ from rl.errors import (
     exit_file,
     how_ended,
 )
-from rl.learners.learner import AnyLearner
 from rl.run.checkpoint import read_checkpoint, write_checkpoint, write_whole
 
 LAST, BEST, CONFIG = "last.ckpt", "best.ckpt", "config.json"
@@ -47,7 +46,7 @@ class RunFolder:
         """From which step on TensorBoard forgets what it was told: of updates that are done again."""
         return None if self.checkpoint is None else int(self.checkpoint["run"]["step"]) + 1
 
-    def go_on(self, config: Config[AnyLearner]) -> None:
+    def go_on(self, config: Config[Any]) -> None:
         """Keeps the flags; in a folder that was there before, what is newer than the run goes on from is set aside.
 
         All that stands in checkpoints/ is then of one history, of which the highest number is the newest.
@@ -89,14 +88,11 @@ class RunFolder:
             old.unlink(missing_ok=True)
 
 
-def open_run(config: Config[AnyLearner], program: str, backend: str) -> RunFolder:
+def open_folder(config: Config[Any], program: str) -> RunFolder:
     """The folder of a new run below `program`'s in the log folder, or that of the run that `--resume` goes on with.
-
-    Ranks meet here, since they have to agree on it.
 
     Raises:
         FolderError: It cannot be made, or another process writes there.
-        RanksError: A rank is missing, or has other flags.
     """
     resume = config.keep.resume
     file = None if resume is None else Path(resume).absolute()
@@ -113,17 +109,26 @@ def open_run(config: Config[AnyLearner], program: str, backend: str) -> RunFolde
             folder.lock = _lock(folder.path)
         if rank() == 0 and folder.is_new:
             folder.go_on(config)
+    except FolderError:
+        if rank() == 0 and folder.is_new:
+            folder.remove()
+        raise
+    return folder
+
+
+def join_all(config: Config[Any], backend: str, folder: RunFolder) -> None:
+    """Joins all ranks in a process group of this backend, and tells them rank 0's folder."""
+    try:
         if world_size() > 1:
             folder.path = _meet(config, backend, folder.path)
-    except (FolderError, RanksError):
+    except RanksError:
         if rank() == 0 and folder.is_new:
             folder.remove()
         raise
     exit_file.keep_in(folder.path)
-    return folder
 
 
-def _meet(config: Config[AnyLearner], backend: str, path: Path) -> Path:
+def _meet(config: Config[Any], backend: str, path: Path) -> Path:
     """Joins the other ranks: rank 0's folder.
 
     Raises:
@@ -207,7 +212,7 @@ def _now() -> str:
     return time.strftime("%Y-%m-%d_%H-%M-%SZ", time.gmtime())
 
 
-def _new_folder(config: Config[AnyLearner], program: str) -> Path:
+def _new_folder(config: Config[Any], program: str) -> Path:
     folder = Path(config.log_dir).absolute() / program / f"{folder_stem(config)}_{_now()}"
     try:
         return _numbered(folder)
@@ -225,7 +230,7 @@ def _numbered(folder: Path) -> Path:
     raise FolderError(f"{folder} and 98 more of its name are there already")
 
 
-def folder_stem(config: Config[AnyLearner]) -> str:
+def folder_stem(config: Config[Any]) -> str:
     """How the names of the folders of such runs begin."""
     env_name = config.env.env_id.replace(":", "_").replace("/", "_")
     return f"{env_name}_{config.exp_name}_seed{config.seed}"

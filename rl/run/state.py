@@ -52,7 +52,7 @@ class State:
 
     own: dict[str, Stateful]
     shared: dict[str, Stateful] = field(default_factory=dict)
-    alike: Sequence[Tensor] = ()
+    replicas: Sequence[Tensor] = ()
     """The weights and Adam's moments, which must be the same on all ranks that learn; none on one that does not."""
 
     def gather(self, everyone: Ranks, *, leads: bool) -> list[Tensor]:

@@ -16,7 +16,7 @@ def summary(run: Run, evaluation: Evaluation) -> str:
     returns, num_cut = evaluation.total_return, int(evaluation.unfinished.sum())
     cut = f", {num_cut} of them cut after {run.config.max_eval_steps} steps" if num_cut else ""
     skipped = run.skipped_steps > 0
-    compiled = run.execution.compile_seconds
+    compiled = run.session.execution.compile_seconds
     compiling = f", after {compiled:.0f} s of compiling" if compiled else ""
     sampled = "no episode has ended"
     if number := run.episodes.number:

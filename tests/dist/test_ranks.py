@@ -13,9 +13,9 @@ from rl.models.agent import Agent, Network
 from rl.dist.ranks import Ranks, pack, unpack
 from rl.envs.spaces import DiscreteActions, Spaces
 from rl.dist.launch import rank
-from rl.learners.ppo import PPO
+from rl.learners.ppo import PPO, PPOConfig
 from rl.rollout import Rollout
-from rl.run.logger import Averages
+from rl.run.metrics import Averages
 from tests.ranks import in_ranks
 
 
@@ -72,7 +72,7 @@ def test_ranks_sum_average_and_share(tmp_path: Path) -> None:
         assert means == {"mean": 3, "sum": 2}
 
 
-LEARNER = PPO(ent_coef=0.01, gamma=0.9)
+LEARNER = PPOConfig(ent_coef=0.01, gamma=0.9).build()
 
 
 def synthetic_rollout() -> Rollout:
@@ -111,7 +111,8 @@ def _gradient(num_parts: int) -> tuple[Tensor, Tensor]:
     policy = Agent(Spaces(3, DiscreteActions(2)), Network(ortho_init=False))
     agent = DistributedDataParallel(policy) if num_parts > 1 else policy
     with torch.no_grad():
-        rows, metrics = LEARNER.prepare(rollout, LEARNER.estimate(policy, rollout), Ranks.of().sum)
+        estimates = LEARNER.estimate(policy, rollout)
+        rows, metrics = LEARNER.prepare(rollout, estimates, Ranks.of().sum(estimates.sums))
     loss, loss_metrics = LEARNER.loss(agent, rows)
     loss.backward()
     gradient = torch.cat([parameter.grad.flatten() for parameter in policy.parameters()])

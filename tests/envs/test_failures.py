@@ -25,7 +25,7 @@ from rl.envs.make import EnvConfig, make_envs
 from rl.envs.seeded import SeededEpisodes
 from rl.errors import EnvError, OneEnvError, StopError, exit_file, reported
 from rl.models.agent import Agent, Network
-from rl.run.control import Requests
+from rl.run.control import Signals
 from rl.run.evaluation import evaluate, record_video
 from rl.seeding import environment_seed, episode_seed
 from tests.forks import forked
@@ -164,7 +164,7 @@ def test_what_an_environment_does_wrong_names_it_in_one_line(do: Callable[[], An
     for _ in range(2):
         envs.step(torch.tensor([0, 1]))
     Odd.do = staticmethod(do)
-    with Requests() as requests, pytest.raises(OneEnvError) as raised:
+    with Signals() as requests, pytest.raises(OneEnvError) as raised:
         requests.in_loop = True
         envs.step(torch.tensor([0, 1]))
     message = str(raised.value)
@@ -195,7 +195,7 @@ def test_a_signal_that_comes_while_an_environment_runs_is_not_its_failure(
     envs = make_envs(EnvConfig("Odd-v0", num_envs=1, vectorization="sync"))
     envs.reset(seed=7)
     Odd.do = staticmethod(lambda: os.kill(os.getpid(), number) or OK)
-    with Requests() as requests, pytest.raises(expected):
+    with Signals() as requests, pytest.raises(expected):
         requests.in_loop, requests.stop = in_loop, in_loop and int(number)  # the second time, in the loop
         for _ in range(3):
             envs.step(torch.tensor([0]))

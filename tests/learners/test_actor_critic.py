@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rl.learners.actor_critic import ActorCritic, Transitions, shared_error
+from rl.learners.actor_critic import ActorCritic, ActorCriticConfig, Transitions, shared_error
 from rl.models.distributions import Categorical, Distribution
 from rl.rollout import Rollout
 from rl.seeding import Shuffle
@@ -45,9 +45,9 @@ def test_old_actions_give_the_gradient_of_the_present_policy() -> None:
     # All actions of a state, each as often as the policy that acted would have taken it.
     agent, behaviour = Table(), torch.tensor([0.8, 0.2])
     reward, after = torch.tensor([1.0, 3.0]), [1, 2]
-    learner = ActorCritic(
+    learner = ActorCriticConfig(
         gamma=0.9, rho_clip=100.0, vf_coef=1.0, ent_coef=0.0, normalize_values=False, normalize_advantages=False
-    )
+    ).build()
     batch = rows(
         obs=[0, 0],
         next_obs=after,
@@ -71,7 +71,7 @@ def test_old_actions_give_the_gradient_of_the_present_policy() -> None:
 
 @pytest.mark.parametrize("last", [False, True])
 def test_an_error_that_all_values_share_moves_neither_policy_nor_values(last: bool) -> None:
-    agent, learner = Table(), ActorCritic()
+    agent, learner = Table(), ActorCriticConfig().build()
     batch = rows(
         obs=[0, 0, 1],
         next_obs=[1, 2, 2],
@@ -100,7 +100,7 @@ def test_the_shared_error_is_that_of_the_constant_which_fits_best() -> None:
 
 def test_the_weight_of_an_action_is_clipped() -> None:
     agent = Table()
-    learner = ActorCritic(rho_clip=1.0, normalize_values=False, normalize_advantages=False)
+    learner = ActorCriticConfig(rho_clip=1.0, normalize_values=False, normalize_advantages=False).build()
     unlikely = rows(obs=[0], next_obs=[1], action=[0], log_prob=[-20.0], reward=[1.0])
     likely = unlikely._replace(log_prob=torch.log_softmax(agent.logits, 1)[0, :1].detach())
     for ours, on_policy in zip(gradients(learner, agent, unlikely), gradients(learner, agent, likely), strict=True):
@@ -108,7 +108,7 @@ def test_the_weight_of_an_action_is_clipped() -> None:
 
 
 def test_termination_cuts_the_bootstrap_and_truncation_does_not() -> None:
-    agent, learner = Table(), ActorCritic(gamma=0.5, rho_clip=1.0, normalize_values=False)
+    agent, learner = Table(), ActorCriticConfig(gamma=0.5, rho_clip=1.0, normalize_values=False).build()
     values = agent.values.tolist()
     for terminated, target in ((False, 2 + 0.5 * values[1]), (True, 2.0)):
         batch = rows(obs=[0], next_obs=[1], reward=[2.0], terminated=[terminated])
@@ -118,7 +118,8 @@ def test_termination_cuts_the_bootstrap_and_truncation_does_not() -> None:
 
 
 def test_a_row_of_weight_0_is_as_good_as_absent() -> None:
-    agent, learner = Table(), ActorCritic(ent_coef=0.0, normalize_values=False, normalize_advantages=False)
+    agent = Table()
+    learner = ActorCriticConfig(ent_coef=0.0, normalize_values=False, normalize_advantages=False).build()
     alone = rows(obs=[0], next_obs=[1], reward=[2.0])
     beside = rows(obs=[0, 2], next_obs=[1, 2], reward=[2.0, 99.0], weight=[2.0, 0.0])
     for ours, theirs in zip(gradients(learner, agent, alone), gradients(learner, agent, beside), strict=True):
@@ -126,20 +127,20 @@ def test_a_row_of_weight_0_is_as_good_as_absent() -> None:
 
 
 def test_an_update_draws_so_many_batches_from_what_was_kept() -> None:
-    learner = ActorCritic(per_rank_batch_size=5, updates_per_collection=3, buffer_size=4)
+    learner = ActorCriticConfig(per_rank_batch_size=5, updates_per_collection=3, buffer_size=4).build()
     numbers = [float(number) for number in range(6)]
     batches = list(learner.minibatches(rows(obs=numbers, next_obs=numbers), Shuffle(1, 0, 1, shared=False)))
     assert [len(batch.obs) for batch in batches] == [5, 5, 5]
     drawn = torch.cat([batch.obs[:, 0] for batch in batches])
     assert set(drawn.tolist()) <= {2.0, 3.0, 4.0, 5.0} and len(drawn.unique()) > 1
-    assert learner.work(6) == (3, 15)
+    assert learner.config.work(6) == (3, 15)
 
 
 def test_ranks_draw_different_rows() -> None:
     numbers = [float(number) for number in range(100)]
     drawn = []
     for rank in range(2):
-        learner = ActorCritic(updates_per_collection=1)
+        learner = ActorCriticConfig(updates_per_collection=1).build()
         (batch,) = learner.minibatches(rows(obs=numbers, next_obs=numbers), Shuffle(1, rank, 2, shared=False))
         drawn.append(batch.obs)
     assert not torch.equal(*drawn)
@@ -150,14 +151,15 @@ def test_transitions_are_those_of_the_rollout() -> None:
     fields = {name: torch.rand(4, 3, generator=generator) for name in Rollout._fields}
     obs = {name: torch.rand(4, 3, 2, generator=generator) for name in ("obs", "next_obs")}
     rollout = Rollout(**(fields | obs | {"weight": torch.ones(4, 3)}))
-    learner = ActorCritic()
-    transitions, _ = learner.prepare(rollout, learner.estimate(Table(), rollout), lambda sums: sums)
+    learner = ActorCriticConfig().build()
+    estimates = learner.estimate(Table(), rollout)
+    transitions, _ = learner.prepare(rollout, estimates, estimates.sums)
     for name in Transitions._fields:
         assert torch.equal(getattr(transitions, name), getattr(rollout, name).flatten(0, 1)), name
 
 
 def test_the_weight_of_the_value_loss_does_not_depend_on_its_size() -> None:
-    agent, learner = Table(), ActorCritic(vf_coef=1.0, ent_coef=0.0)
+    agent, learner = Table(), ActorCriticConfig(vf_coef=1.0, ent_coef=0.0).build()
     batch = rows(obs=[0, 0, 1], next_obs=[1, 2, 2], action=[0, 1, 1], reward=[1.0, 3.0, 2.0], terminated=[True] * 3)
     wide = batch._replace(reward=1000 * batch.reward)
     before = gradients(learner, agent, batch)[1]

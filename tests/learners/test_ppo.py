@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rl.envs.make import EnvConfig, make_envs
 from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
-from rl.learners.ppo import PPO, Rows, clipped_surrogate, squared_error
+from rl.learners.ppo import PPO, PPOConfig, Rows, clipped_surrogate, squared_error
 from rl.models.agent import Agent, Network
 from rl.models.distributions import Categorical
 from rl.rollout import Rollout, make_collector
@@ -33,7 +33,8 @@ def collect(agent: Agent, env_id: str = "CartPole-v1", num_steps: int = 64, vect
 
 def prepare(learner: PPO, agent: Agent, rollout: Rollout) -> Rows:
     with torch.no_grad():
-        return learner.prepare(rollout, learner.estimate(agent, rollout), lambda sums: sums)[0]
+        estimates = learner.estimate(agent, rollout)
+        return learner.prepare(rollout, estimates, estimates.sums)[0]
 
 
 def gradient(learner: PPO, agent: Agent, rows: Rows) -> Tensor:
@@ -73,8 +74,8 @@ def test_the_clipped_value_loss_is_the_larger_of_the_two() -> None:
 
 def test_the_first_minibatch_has_ratio_1() -> None:
     agent = agent_for()
-    rows = prepare(PPO(), agent, collect(agent))
-    _, metrics = PPO().loss(agent, rows)
+    rows = prepare(PPOConfig().build(), agent, collect(agent))
+    _, metrics = PPOConfig().build().loss(agent, rows)
     assert metrics["Info/approx_kl"].abs() < 1e-5 and metrics["Info/clip_fraction"] == 0
 
 
@@ -84,8 +85,8 @@ def test_loss_and_gradient_equal_those_of_stable_baselines3(env_id: str, action:
     spaces = SPACES if action == "discrete" else Spaces(3, BoxActions((-2.0,), (2.0,)))
     agent = agent_for(spaces, shared_encoder=False)
     rollout = collect(agent, env_id, num_steps=210)
-    learner = PPO(normalize_advantages=normalize, ent_coef=0.03, vf_coef=0.4, gamma=0.97, gae_lambda=0.9)
-    rows = prepare(replace(learner, normalize_advantages=False), agent, rollout)
+    learner = PPOConfig(normalize_advantages=normalize, ent_coef=0.03, vf_coef=0.4, gamma=0.97, gae_lambda=0.9).build()
+    rows = prepare(replace(learner.config, normalize_advantages=False).build(), agent, rollout)
     # One step of plain gradient descent with rate 1 and no clipping moves the parameters by the gradient.
     theirs = stable_baselines3.PPO(
         "MlpPolicy",
@@ -148,7 +149,7 @@ def test_loss_and_gradient_equal_those_of_stable_baselines3(env_id: str, action:
 def test_the_gradient_is_that_of_finite_differences() -> None:
     agent = agent_for()
     rollout = collect(agent)
-    learner = PPO(ent_coef=0.1, clip_vloss=True)
+    learner = PPOConfig(ent_coef=0.1, clip_vloss=True).build()
     rows = prepare(learner, agent, rollout)
     moved(agent).double()
     agent.forward = lambda obs: _forward_in_float64(agent, obs)
@@ -183,7 +184,7 @@ def test_no_reset_row_enters_the_loss() -> None:
     rollout = collect(agent, vectorization="auto")  # CartPole's batched class resets in the next step
     resets = rollout.weight == 0
     assert resets.sum() > 5
-    learner = PPO()
+    learner = PPOConfig().build()
     nonsense = rollout._replace(
         reward=torch.where(resets, 1e3, rollout.reward),
         next_obs=torch.where(resets.unsqueeze(-1), 7.0, rollout.next_obs),
@@ -205,7 +206,7 @@ def test_no_reset_row_enters_the_loss() -> None:
 def test_advantages_are_normalised_over_the_rows_that_count() -> None:
     agent = agent_for()
     rollout = collect(agent, vectorization="auto")
-    raw, normalised = (prepare(PPO(normalize_advantages=flag), agent, rollout) for flag in (False, True))
+    raw, normalised = (prepare(PPOConfig(normalize_advantages=flag).build(), agent, rollout) for flag in (False, True))
     kept = raw.advantage[raw.weight > 0]
     expected = (raw.advantage - kept.mean()) / kept.std()
     assert torch.allclose(normalised.advantage, expected, atol=1e-5)
@@ -216,7 +217,9 @@ def test_explained_variance_is_its_definition() -> None:
     agent = agent_for()
     rollout = collect(agent)
     with torch.no_grad():
-        rows, metrics = PPO().prepare(rollout, PPO().estimate(agent, rollout), lambda sums: sums)
+        learner = PPOConfig().build()
+        estimates = learner.estimate(agent, rollout)
+        rows, metrics = learner.prepare(rollout, estimates, estimates.sums)
     expected = 1 - np.var((rows.target - rows.value).numpy()) / np.var(rows.target.numpy())
     assert metrics["Info/explained_variance"].item() == pytest.approx(expected, abs=1e-5)
 
@@ -225,7 +228,7 @@ def test_explained_variance_is_its_definition() -> None:
 def test_an_epoch_visits_every_row_once_in_minibatches_of_almost_equal_size(
     num_rows: int, batch_size: int | None
 ) -> None:
-    learner, field = PPO(per_rank_batch_size=batch_size, update_epochs=3), torch.arange(num_rows).float()
+    learner, field = PPOConfig(per_rank_batch_size=batch_size, update_epochs=3).build(), torch.arange(num_rows).float()
     minibatches = list(learner.minibatches(Rows(*[field] * 7), Shuffle(1, 0, 1, shared=False)))
     per_epoch = len(minibatches) // 3
     assert per_epoch == -(-num_rows // (batch_size or -(-num_rows // 4)))
@@ -238,23 +241,25 @@ def test_an_epoch_visits_every_row_once_in_minibatches_of_almost_equal_size(
 
 def test_a_minibatch_of_one_row_has_a_finite_loss() -> None:
     agent = agent_for()
-    rows = Rows(*(field[:1] for field in prepare(PPO(), agent, collect(agent))))
-    assert torch.isfinite(gradient(PPO(), agent, rows)).all()
+    rows = Rows(*(field[:1] for field in prepare(PPOConfig().build(), agent, collect(agent))))
+    assert torch.isfinite(gradient(PPOConfig().build(), agent, rows)).all()
 
 
 def test_a_rollout_of_one_row_can_be_prepared() -> None:
     agent = agent_for()
     rollout = Rollout(*(field[:1, :1] for field in collect(agent)))
-    assert all(torch.isfinite(field).all() for field in prepare(PPO(), agent, rollout))
+    assert all(torch.isfinite(field).all() for field in prepare(PPOConfig().build(), agent, rollout))
 
 
 def test_the_learning_rate_falls_linearly_from_its_full_value() -> None:
-    assert [PPO(learning_rate=0.4).learning_rate_at(p) for p in (0.0, 0.25, 0.75)] == pytest.approx([0.4, 0.3, 0.1])
-    assert PPO(learning_rate=0.4, anneal_lr=False).learning_rate_at(0.75) == 0.4
+    assert [PPOConfig(learning_rate=0.4).learning_rate_at(p) for p in (0.0, 0.25, 0.75)] == pytest.approx(
+        [0.4, 0.3, 0.1]
+    )
+    assert PPOConfig(learning_rate=0.4, anneal_lr=False).learning_rate_at(0.75) == 0.4
 
 
 def test_target_kl_stops_beyond_one_and_a_half_times_itself() -> None:
-    learner = PPO(target_kl=0.02)
+    learner = PPOConfig(target_kl=0.02).build()
     answers = [learner.should_stop({"Info/approx_kl": torch.tensor(kl)}, lambda x: x) for kl in (0.029, 0.031)]
     assert answers == [False, True]
-    assert not PPO().should_stop({"Info/approx_kl": torch.tensor(9.0)}, lambda x: x)
+    assert not PPOConfig().build().should_stop({"Info/approx_kl": torch.tensor(9.0)}, lambda x: x)

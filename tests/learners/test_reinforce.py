@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from rl.config import CONFIGS
 from rl.envs.make import EnvConfig, make_envs
-from rl.learners.reinforce import Reinforce, Rows
+from rl.learners.reinforce import Reinforce, ReinforceConfig, Rows, collect_episodes
 from rl.models.agent import Agent, Network
 from rl.models.distributions import Categorical, Distribution
 from rl.returns import returns_to_go
-from rl.rollout import Rollout, collect_episodes, make_collector
+from rl.rollout import Rollout, make_collector
 
 
 class Bandit(nn.Module):
@@ -34,14 +34,15 @@ def pulled(action: Tensor, reward: Tensor) -> Rollout:
 
 def rows_of(learner: Reinforce, agent: nn.Module, rollout: Rollout) -> Rows:
     with torch.no_grad():
-        return learner.prepare(rollout, learner.estimate(agent, rollout), lambda sums: sums)[0]
+        estimates = learner.estimate(agent, rollout)
+        return learner.prepare(rollout, estimates, estimates.sums)[0]
 
 
 def test_the_gradient_on_a_two_armed_bandit_is_the_analytic_one() -> None:
     # Both arms, weighted as often as the policy pulls them: the mean is the expectation.
     bandit, payoff = Bandit(), torch.tensor([1.0, 3.0])
     probability = torch.softmax(bandit.logits.detach(), 0)
-    learner = Reinforce(normalize_returns=False)
+    learner = ReinforceConfig(normalize_returns=False).build()
     action = torch.tensor([[0, 1]])
     rollout = pulled(action, payoff[action])._replace(weight=probability[action])
     learner.loss(bandit, rows_of(learner, bandit, rollout))[0].backward()
@@ -58,12 +59,12 @@ def test_the_gradient_sums_over_an_episode_and_takes_the_mean_over_episodes(num_
     ended = torch.tensor([[True, False], [False, False], [False, True]])
     weight = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
     rollout = pulled(action, reward)._replace(terminated=ended, truncated=torch.zeros_like(ended), weight=weight)
-    learner, bandit = Reinforce(gamma=0.9, normalize_returns=False), Bandit()
+    learner, bandit = ReinforceConfig(gamma=0.9, normalize_returns=False).build(), Bandit()
     parts = [Rollout(*(field[:, n::num_ranks] for field in rollout)) for n in range(num_ranks)]
     estimates = [learner.estimate(bandit, part) for part in parts]
     total = sum(estimate.sums for estimate in estimates)
     for part, estimate in zip(parts, estimates, strict=True):
-        rows, _ = learner.prepare(part, estimate, lambda _: total)
+        rows, _ = learner.prepare(part, estimate, total)
         (learner.loss(bandit, rows)[0] / num_ranks).backward()  # DDP takes the mean of the ranks' gradients
     stop, go = (torch.eye(2)[a] - torch.softmax(bandit.logits.detach(), 0) for a in (0, 1))  # grad log pi
     returns = (0.5 + 0.9 * 0.5 + 0.81 * 1.0, 0.5 + 0.9 * 1.0, 1.0)
@@ -76,7 +77,7 @@ def test_losses_that_are_logged_are_means_over_rows() -> None:
     ended = torch.tensor([[False], [False], [True]])
     rollout = pulled(action, torch.tensor([[0.5], [0.5], [1.0]]))._replace(terminated=ended)
     rollout = rollout._replace(truncated=torch.zeros_like(ended))
-    learner, bandit = Reinforce(gamma=1.0, normalize_returns=False), Bandit()
+    learner, bandit = ReinforceConfig(gamma=1.0, normalize_returns=False).build(), Bandit()
     metrics = learner.loss(bandit, rows_of(learner, bandit, rollout))[1]
     log_prob = torch.log_softmax(bandit.logits.detach(), 0)
     expected = {
@@ -93,7 +94,7 @@ def test_a_baseline_leaves_the_expected_gradient_as_it_is() -> None:
     for baseline in (False, True):
         bandit, payoff = Bandit(), torch.tensor([1.0, 3.0])
         probability = torch.softmax(bandit.logits.detach(), 0)
-        learner = Reinforce(normalize_returns=False, baseline=baseline)
+        learner = ReinforceConfig(normalize_returns=False, baseline=baseline).build()
         action = torch.tensor([[0, 1]])
         rollout = pulled(action, payoff[action])._replace(weight=probability[action], value=torch.full((1, 2), 1.7))
         learner.loss(bandit, rows_of(learner, bandit, rollout))[0].backward()
@@ -118,7 +119,7 @@ def test_returns_to_go_are_discounted_sums_to_the_episodes_end() -> None:
 def test_normalised_returns_have_mean_0_and_deviation_1_over_the_rows_that_count() -> None:
     action = torch.tensor([[0, 1, 0, 1]])
     rollout = pulled(action, torch.tensor([[1.0, 2.0, 6.0, 99.0]]))._replace(weight=torch.tensor([[1.0, 1, 1, 0]]))
-    rows = rows_of(Reinforce(), Bandit(), rollout)
+    rows = rows_of(ReinforceConfig().build(), Bandit(), rollout)
     counted = rows.advantage[:3]
     assert counted.mean().item() == pytest.approx(0, abs=1e-5) and counted.std().item() == pytest.approx(1, abs=1e-5)
     assert rows.weight.tolist() == pytest.approx([4 / 3] * 3 + [0], rel=1e-5)
@@ -159,13 +160,13 @@ def test_an_episode_that_does_not_end_is_left_out() -> None:
     with torch.no_grad():
         rollout = collect_episodes(collector, 1, look_every=2, max_steps=4)
     assert not (rollout.terminated | rollout.truncated).any()  # to leave the track takes more than 4 steps
-    rows = rows_of(Reinforce(), collector.policy, rollout)
+    rows = rows_of(ReinforceConfig().build(), collector.policy, rollout)
     assert not rows.weight.any() and rows.advantage.isfinite().all()
 
 
 def test_an_update_is_one_step_on_all_rows() -> None:
-    rows = rows_of(Reinforce(), Bandit(), pulled(torch.tensor([[0, 1]]), torch.tensor([[1.0, 2.0]])))
-    assert [batch is rows for batch in Reinforce().minibatches(rows, None)] == [True]
+    rows = rows_of(ReinforceConfig().build(), Bandit(), pulled(torch.tensor([[0, 1]]), torch.tensor([[1.0, 2.0]])))
+    assert [batch is rows for batch in ReinforceConfig().build().minibatches(rows, None)] == [True]
 
 
 def test_the_network_of_the_textbook() -> None:

@@ -22,7 +22,7 @@ from rl.config import CONFIGS
 from rl.dist.ranks import Ranks
 from rl.errors import RanksError, StopError
 from rl.run.checkpoint import read_checkpoint, write_checkpoint
-from rl.run.control import Agreement, Requests, crc, memory, weighted_sum
+from rl.run.control import Control, Signals, crc, memory, weighted_sum
 from tests import probes
 from tests.ranks import in_ranks
 
@@ -161,14 +161,14 @@ def _agreed() -> dict[str, tuple[Tensor, int, bool, bool]]:
     ranks = Ranks.of()
     known = {}
     for name, (change, stop, save) in CASES.items():
-        requests, weights, moment = Requests(), torch.linspace(-1, 1, 5001), torch.zeros(5001)
+        requests, weights, moment = Signals(), torch.linspace(-1, 1, 5001), torch.zeros(5001)
         if ranks.rank == 1:
             (moment if name == "one moment" else weights)[7] += change
             requests.stop, requests.save = stop, save
-        agreement = Agreement(ranks, requests, (weights, moment, torch.tensor(3.0)))
-        total = agreement.sum(torch.tensor([1.5, ranks.rank], dtype=torch.float64))
-        agreement.look()
-        known[name] = total, agreement.stop, agreement.save, agreement.drifted
+        control = Control(ranks, requests, (weights, moment, torch.tensor(3.0)))
+        total = control.sum(torch.tensor([1.5, ranks.rank], dtype=torch.float64))
+        control.read()
+        known[name] = total, control.stop, control.save, control.diverged
     return known
 
 
@@ -212,33 +212,33 @@ def test_a_change_that_a_sum_would_miss_is_noticed(checksum: Callable[..., Any],
 
 
 def test_weights_that_differ_stop_the_run() -> None:
-    agreement = Agreement(Ranks(), Requests())
-    agreement.check(5)
-    agreement.drifted = True
+    control = Control(Ranks(), Signals())
+    control.check(5)
+    control.diverged = True
     with pytest.raises(RanksError, match="the weights of ranks differ before update 5") as raised:
-        agreement.check(5)
+        control.check(5)
     assert raised.value.exit_code == 69
 
 
 def test_what_is_asked_after_the_sum_is_heard_at_the_next() -> None:
-    requests = Requests()
-    agreement = Agreement(Ranks(), requests)
-    agreement.sum(torch.zeros(1))
+    requests = Signals()
+    control = Control(Ranks(), requests)
+    control.sum(torch.zeros(1))
     requests.save = True
-    agreement.look()
-    agreement.saved()
-    assert not agreement.save and requests.save
-    agreement.sum(torch.zeros(1))
-    agreement.look()
-    assert agreement.save
-    agreement.saved()
-    assert not agreement.save and not requests.save
+    control.read()
+    control.saved()
+    assert not control.save and requests.save
+    control.sum(torch.zeros(1))
+    control.read()
+    assert control.save
+    control.saved()
+    assert not control.save and not requests.save
 
 
 def test_a_second_interrupt_leaves_at_once_but_not_one_that_a_launcher_hands_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with Requests() as requests:
+    with Signals() as requests:
         requests.in_loop = True
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -251,7 +251,7 @@ def test_a_second_interrupt_leaves_at_once_but_not_one_that_a_launcher_hands_on(
 
 def test_outside_of_the_updates_a_stop_is_at_once_and_hang_ups_that_are_ignored_stay_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with Requests():
+    with Signals():
         os.kill(os.getpid(), signal.SIGHUP)
         with pytest.raises(StopError, match="SIGTERM, outside of the updates") as raised:
             os.kill(os.getpid(), signal.SIGTERM)

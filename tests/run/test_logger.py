@@ -8,7 +8,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rl.dist.ranks import Ranks
-from rl.run.logger import Averages, Episodes, Progress, TensorBoardWriter, say
+from rl.run.logger import Episodes, Progress, TensorBoardWriter, say
+from rl.run.metrics import Averages
 
 
 def test_scalars_and_hyperparameters_are_in_one_event_file(tmp_path: Path) -> None:

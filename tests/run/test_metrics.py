@@ -14,9 +14,11 @@ from rl.config import CONFIGS
 from rl.dist.ranks import Ranks
 from rl.envs.custom import CustomTensorEnv
 from rl.errors import CheckpointError, EnvError, NumericError
-from rl.optimization import Weights, gradient_metrics, make_adam
+from rl.learners.learner import gradient_metrics
+from rl.models.agent import Weights
+from rl.optimization import make_adam
 from rl.run.checkpoint import from_bytes, read_checkpoint, to_bytes, write_checkpoint
-from rl.run.checks import Finite
+from rl.run.metrics import Finite
 from rl.seeding import INITIAL, Noise, environment_seed
 from tests import probes  # noqa: F401 (registers them)
 

@@ -1,0 +1,95 @@
+"""Writes a run's checkpoints, finds out which is the best, and films the agent; on rank 0."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rl.config import Config
+from rl.errors import DiskError
+from rl.models.agent import Agent
+from rl.run.checkpoint import Content
+from rl.run.evaluation import Evaluation, evaluate_run, film_run
+from rl.run.folder import BEST, LAST, PERIODIC, RunFolder
+from rl.run.logger import Logger, say
+
+MAX_EVALUATION_SHARE = 0.01  # of the run's time, for evaluations at checkpoints
+
+
+class Keeper:
+    """The files of a run that hold its agent, and how good that is."""
+
+    def __init__(self, config: Config[Any], folder: RunFolder, agent: Agent, logger: Logger) -> None:
+        self.config = config
+        self.folder = folder
+        self.agent = agent
+        self.logger = logger
+        self.best_return = -math.inf
+        self.evaluation_seconds = 0.0
+        self.failed_writes = 0  # in a row
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"evaluation_seconds": self.evaluation_seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.evaluation_seconds = float(state["evaluation_seconds"])
+
+    def is_best(self, run_seconds: float) -> bool:
+        """Whether the agent is better than at any checkpoint before, as far as there is time to find out."""
+        time_left = MAX_EVALUATION_SHARE * run_seconds - self.evaluation_seconds
+        return self.config.keep.keep_best and time_left > 0 and self._improves(self._evaluate(time_left))
+
+    def write_periodic(self, content: Content, *, is_best: bool) -> Path | None:
+        """Writes a checkpoint; if it cannot, says so and keeps the one before."""
+        if is_best:
+            self._write(BEST, content)
+        path = self._write(PERIODIC.format(content["run"]["update"]), content)
+        self.failed_writes = 0 if path else self.failed_writes + 1
+        return path
+
+    def write_last(self, content: Content) -> Path:
+        """Writes the run's last checkpoint; raises `DiskError` if it cannot."""
+        path = self._write(LAST, content)
+        if path is None:
+            raise DiskError(f"{self.folder.path / LAST}: cannot be written; the checkpoint before it is intact")
+        return path
+
+    def evaluate_last(self, content: Content) -> Evaluation:
+        """Evaluates the agent of the last checkpoint, which also becomes the best one if it is."""
+        evaluation = self._evaluate()
+        if self.config.keep.keep_best and self._improves(evaluation):
+            content["run"]["best_return"] = self.best_return
+            for name in (BEST, LAST):
+                self._write(name, content)
+        return evaluation
+
+    def film(self, folder: str, name: str) -> None:
+        """Films a greedy episode into a folder of the run's."""
+        path = self.folder.path / folder / f"{name}.mp4"
+        try:
+            film_run(self.config, self.agent, path)
+        except OSError as error:
+            say(f"note: {path} cannot be written: {error}")
+
+    def _write(self, name: str, content: Content) -> Path | None:
+        self.logger.save()
+        try:
+            path = self.folder.write(name, content)
+            self.folder.forget(self.config.keep.keep_checkpoints)
+        except OSError as error:
+            say(f"note: {self.folder.path / name} cannot be written: {error.strerror}; the one before it is kept")
+            return None
+        return path
+
+    def _improves(self, evaluation: Evaluation) -> bool:
+        before = self.best_return
+        if not evaluation.given_up:
+            self.best_return = max(before, evaluation.total_return.mean().item())
+        return self.best_return > before
+
+    def _evaluate(self, max_seconds: float = math.inf) -> Evaluation:
+        began_at = time.perf_counter()
+        evaluation = evaluate_run(self.config, self.agent, max_seconds)
+        self.evaluation_seconds += time.perf_counter() - began_at
+        return evaluation

@@ -1,0 +1,151 @@
+"""Assembles what every program needs, in an order in which nothing is left behind if a later part fails."""
+
+import contextlib
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from rl.compile import Execution
+from rl.config import Config
+from rl.dist.ranks import Ranks
+from rl.envs.make import make_envs
+from rl.envs.types import Envs
+from rl.errors import UserError
+from rl.learners.learner import AnyLearner, Metrics, gradient_metrics
+from rl.models.agent import Agent, Weights
+from rl.models.float8 import to_float8
+from rl.optimization import AUTOCAST, GradientStep, make_adam
+from rl.rollout import AnyCollector, make_collector
+from rl.run.folder import RunFolder, open_folder
+from rl.run.logger import Logger
+from rl.run.run import Run
+from rl.run.state import State, Stateful, learning
+from rl.seeding import Shuffle
+
+
+def one_env(config: Config[Any]) -> Envs:
+    """A single environment, for its spaces and types."""
+    return make_envs(replace(config.env, num_envs=1, vectorization="sync"))
+
+
+class Session:
+    """One rank's environments, run folder, agent, optimizer and run; a context that closes them whatever happens.
+
+    A program enters it, joins the ranks, and calls `make_agent` and `start` once it knows device and precision.
+    """
+
+    ranks: Ranks
+    agent: Agent
+    weights: Weights
+    optimizer: torch.optim.Optimizer | None = None
+    scaler: torch.amp.GradScaler | None = None
+    collector: AnyCollector
+    state: State
+
+    def __init__(self, config: Config[Any], program: str, device: torch.device, *, plays: bool = True) -> None:
+        """Makes the environments of a rank that plays, and opens the run's folder below `program`'s.
+
+        Raises:
+            UserError: The environments or the folder cannot be used; nothing is left behind.
+        """
+        self.config, self.program, self.device = config, program, device
+        self.plays = plays
+        self.learner: AnyLearner = config.learner.build()
+        self.execution: Execution = config.make_execution(device)
+        with contextlib.ExitStack() as stack:
+            self.envs: Envs = config.make_envs(device) if plays else one_env(config)
+            stack.callback(self.envs.close)
+            self.folder: RunFolder = open_folder(config, program)
+            stack.callback(self.folder.release)
+            self.closing = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.closing.__exit__(*error)
+
+    def make_agent(
+        self, ranks: Ranks, precision: str, scaler: torch.amp.GradScaler | None = None, *, learns: bool = True
+    ) -> Agent:
+        """The agent on its device, with its weights as one vector, and the optimizer of a rank that learns.
+
+        `precision` is what runs, by Lightning's names; `scaler` is the loss scaler that fp16 needs.
+        """
+        if self.device.type == ("cuda" if self.config.cuda else "cpu"):  # not that of a player apart from its trainers
+            self.config = replace(self.config, precision=cast(Any, precision))
+        config, self.ranks, self.precision = self.config, ranks, precision
+        torch.manual_seed(config.seed)
+        agent = Agent(self.envs.spaces, config.network)
+        self.agent = agent.to(self.device, torch.bfloat16 if precision == "bf16-true" else None)
+        if config.fp8:
+            to_float8(self.agent, self.device)
+        # On a rank that does not learn too: where weights lie in memory decides on the last bits of a product.
+        self.weights = Weights(self.agent)
+        if learns:
+            self.scaler = scaler if scaler and scaler.is_enabled() else None
+            rates = config.learner
+            # Fabric does not clip gradients that a fused Adam would unscale.
+            fused = self.scaler is None
+            self.optimizer = make_adam(self.weights, rates.learning_rate, eps=rates.adam_eps, fused=fused)
+        return self.agent
+
+    def start(self, logger: Logger | None, **own: Stateful) -> Run:
+        """The run, restored from its checkpoint if it is resumed; `own` is further state of this rank."""
+        config, ranks = self.config, self.ranks
+        state = self.state = State(own=own)
+        if self.plays:
+            envs = self.envs.to(self.device)
+            first_env = ranks.rank * envs.num_envs
+            self.collector = make_collector(
+                envs, self.agent, seed=config.seed, first_env=first_env, execution=self.execution
+            )
+            self.estimate = self.execution.loop(partial(self.learner.estimate, self.agent))
+            state.own["collector"] = self.collector
+        if self.optimizer is not None:
+            shared = config.learner.share_data
+            self.shuffle = Shuffle(config.seed, ranks.rank, ranks.size, shared=shared, device=self.device)
+            state.own |= {"shuffle": self.shuffle, "learner": self.learner}
+            vector = self.weights.vector
+            state.shared = learning(self.agent, vector, self.optimizer, self.scaler)
+            state.replicas = (vector, *self.optimizer.state[vector].values())
+        self.run = self.closing.enter_context(Run(self, logger))
+        return self.run
+
+    def autocast(self) -> torch.autocast:
+        """The precision of matrix products.
+
+        Unlike `fabric.autocast`, which in bf16-true makes all new tensors bf16: discounts and counts are float32.
+        """
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    def shared(self, samples: Any) -> Any:
+        """All ranks' samples where the learner wants them, otherwise this rank's own.
+
+        Raises:
+            UserError: The learner's samples have no weights.
+        """
+        if not hasattr(samples, "weight"):
+            fields = ", ".join(getattr(samples, "_fields", ())) or type(samples).__name__
+            raise UserError(
+                f"{type(self.learner).__name__}.prepare: returned samples of {fields}; must have a field `weight`,"
+                " 0 for rows to leave out and 1 on average"
+            )
+        return self.ranks.share(samples) if self.config.learner.share_data else samples
+
+    def compiled_step(self) -> GradientStep:
+        """The gradient step of a compiled or captured run: the same arithmetic, with one all-reduce and no DDP."""
+        autocast = AUTOCAST.get(self.precision)
+        adam = cast(torch.optim.Adam, self.optimizer)
+        return GradientStep(
+            self.learner, self.agent, self.weights, adam, self.ranks, self.execution, autocast, self.scaler
+        )
+
+    def gradient_metrics(self, norm: Tensor) -> Metrics:
+        """What an eager gradient step logs beside the loss."""
+        return gradient_metrics(norm, self.ranks, scaled=self.scaler is not None)
