@@ -28,15 +28,8 @@ def run_program(
     Among them are the steps of the points that were logged, `step`, and the most memory that all processes together
     held, `memory_mib`.
     """
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        torchrun = ["torchrun", f"--nproc_per_node={ranks}", f"--master-port={port}"]
-        fabric = ["fabric", "run", f"--devices={ranks}", f"--main-port={port}"]
-        name, *arguments = torchrun if "fabric" not in program else fabric
-        launcher = [str(Path(sys.executable).parent / name), *arguments]
-        command = [*launcher, *options, str(ROOT / program), *flags, f"--log-dir={folder}"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*launched(ROOT / program, ranks=ranks, options=options), *flags, f"--log-dir={folder}"]
         began_at = time.perf_counter()
         _, memory_mib = run_watched(command, os.environ | dict(variables or {}))
         seconds = time.perf_counter() - began_at
@@ -45,6 +38,17 @@ def run_program(
         scalars = {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
         steps = [float(event.step) for event in events.Scalars("Time/step_per_second")]
         return scalars | {"step": steps, "memory_mib": [memory_mib]}, seconds
+
+
+def launched(program: Path, *, ranks: int, options: Sequence[str] = ()) -> list[str]:
+    """The command that starts a program by its launcher, with the launcher's options and on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = ["torchrun", f"--nproc_per_node={ranks}", f"--master-port={port}"]
+    fabric = ["fabric", "run", f"--devices={ranks}", f"--main-port={port}"]
+    name, *arguments = fabric if "fabric" in program.name else torchrun
+    return [str(Path(sys.executable).parent / name), *arguments, *options, str(program)]
 
 
 def run_watched(command: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[str, float]:
