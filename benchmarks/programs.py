@@ -1,4 +1,4 @@
-"""Runs a program as a user starts it, and reads what it logged."""
+"""Runs the programs as a user would, and reads what they log."""
 
 import contextlib
 import os
@@ -23,10 +23,10 @@ def run_program(
     options: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, list[float]], float]:
-    """The values of every scalar that a program logged, started by its launcher, and the seconds that it took in all.
+    """The values of every scalar that a program logged when its launcher ran it, and the total seconds.
 
-    Among them are the steps of the points that were logged, `step`, and the most memory that all processes together
-    held, `memory_mib`.
+    Two more series are among them: `step`, the environment steps at each logged point, and `memory_mib`, the peak
+    memory of all processes together.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [*launched(ROOT / program, ranks=ranks, options=options), *flags, f"--log-dir={folder}"]
@@ -41,7 +41,7 @@ def run_program(
 
 
 def launched(program: Path, *, ranks: int, options: Sequence[str] = ()) -> list[str]:
-    """The command that starts a program by its launcher, with the launcher's options and on a free port."""
+    """The command that starts a program with its launcher on a free port; `options` are the launcher's."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -52,7 +52,7 @@ def launched(program: Path, *, ranks: int, options: Sequence[str] = ()) -> list[
 
 
 def run_watched(command: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[str, float]:
-    """What a command printed, and the memory (MiB) that its processes together held at most."""
+    """What a command printed, and the peak memory (MiB) of all its processes together."""
     peak = 0
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = psutil.Popen(command, stdout=output, stderr=errors, env=environment)
