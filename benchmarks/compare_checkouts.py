@@ -28,7 +28,7 @@ from torch import Tensor
 
 
 class Case(NamedTuple):
-    """A training; `flags` of the program, `options` of its launcher."""
+    """A training: a program, how many ranks, and flags of the program and of its launcher."""
 
     program: str
     ranks: int
@@ -37,64 +37,76 @@ class Case(NamedTuple):
 
 
 TORCH, FABRIC, DECOUPLED = "train_torch.py", "train_fabric.py", "train_fabric_decoupled.py"
-EAGER, COMPILE = "--execution eager", "--execution compile"
-# Steps of an environment: at most 144, where CustomEnv truncates after 200.
-PPO = "--num-envs 4 --num-steps 24 --hidden-size 16 --total-timesteps {}"
 LEARNERS = {
-    "ppo": PPO,
-    "actor-critic": "actor-critic --num-envs 4 --num-steps 24 --hidden-size 16 --total-timesteps {}",
-    "reinforce": "reinforce --num-envs 2 --hidden-size 16 --total-timesteps 3000",
+    "ppo": "--num-envs 4 --num-steps 24",
+    "actor-critic": "actor-critic --num-envs 4 --num-steps 24",
+    "reinforce": "reinforce --num-envs 2",
 }
+STEPS = 144  # of an environment; CustomEnv truncates after 200, CartPole after 500
+LONG = 768  # long enough to truncate
 
 
-def ppo(steps: int, *flags: str) -> str:
-    """Flags of PPO for a total number of environment steps."""
-    return " ".join((PPO.format(steps), *flags))
+def case(
+    program: str,
+    ranks: int,
+    *flags: str,
+    learner: str = "ppo",
+    execution: str = "eager",
+    envs: str = "native",
+    steps: int = STEPS,
+    options: str = "",
+) -> Case:
+    """A training of about `steps` steps of each environment; REINFORCE needs more, to make some updates."""
+    num_players = 1 if program == DECOUPLED else ranks
+    total = 3000 if learner == "reinforce" else 4 * steps * num_players
+    common = f"--hidden-size 16 --total-timesteps {total} --execution {execution} --vectorization {envs}"
+    return Case(program, ranks, " ".join((LEARNERS[learner], common, *flags)), options)
 
 
+CARTPOLE, PENDULUM = "--env-id CartPole-v1", "--env-id Pendulum-v1"
 CASES = {
-    f"{learner}-{program[6:-3]}-{ranks}{'-compile' * (execution == COMPILE)}": Case(
-        program, ranks, f"{flags.format(576 * ranks)} {execution}"
+    f"{learner}-{program[6:-3]}-{ranks}{'-compile' * (execution == 'compile')}": case(
+        program, ranks, learner=learner, execution=execution
     )
-    for (learner, flags), program, ranks, execution in product(
-        LEARNERS.items(), (TORCH, FABRIC), (1, 2), (EAGER, COMPILE)
-    )
-    if (learner, execution) != ("reinforce", COMPILE)  # whole episodes have no fixed length
+    for learner, program, ranks, execution in product(LEARNERS, (TORCH, FABRIC), (1, 2), ("eager", "compile"))
+    if (learner, execution) != ("reinforce", "compile")  # the length of whole episodes is not fixed
 }
 CASES |= {
-    "bf16-mixed": Case(TORCH, 2, ppo(1152, EAGER, "--precision bf16-mixed")),
-    "bf16-mixed-fabric": Case(FABRIC, 2, ppo(1152, EAGER), "--precision=bf16-mixed"),
-    "bf16-mixed-compile": Case(TORCH, 1, ppo(576, COMPILE, "--precision bf16-mixed")),
-    "share-data": Case(TORCH, 2, ppo(1152, EAGER, "--share-data")),
-    "share-data-fabric": Case(FABRIC, 2, ppo(1152, EAGER, "--share-data")),
-    "share-data-compile": Case(FABRIC, 2, ppo(1152, COMPILE, "--share-data")),
-    "same-step": Case(FABRIC, 2, ppo(1152, EAGER, "--env-id CartPole-v1 --vectorization sync")),
-    "same-step-async": Case(TORCH, 1, ppo(576, EAGER, "--env-id CartPole-v1 --vectorization async")),
-    "same-step-reinforce": Case(FABRIC, 1, LEARNERS["reinforce"] + " --execution eager --vectorization sync"),
-    "same-step-truncated": Case(FABRIC, 1, ppo(3072, EAGER, "--env-id Pendulum-v1 --vectorization sync")),
-    "next-step": Case(TORCH, 2, ppo(1152, EAGER, "--env-id CartPole-v1")),
-    "tensor": Case(FABRIC, 2, ppo(1152, EAGER, "--vectorization tensor")),
-    "tensor-compile": Case(TORCH, 1, ppo(576, COMPILE, "--vectorization tensor")),
-    "tensor-truncated": Case(TORCH, 1, ppo(3072, EAGER, "--vectorization tensor --env-id Pendulum-v1")),
-    "tensor-reinforce": Case(TORCH, 1, LEARNERS["reinforce"] + " --execution eager --vectorization tensor"),
-    "every-option": Case(
+    "bf16-mixed": case(TORCH, 2, "--precision bf16-mixed"),
+    "bf16-mixed-fabric": case(FABRIC, 2, options="--precision=bf16-mixed"),
+    "bf16-mixed-compile": case(TORCH, 1, "--precision bf16-mixed", execution="compile"),
+    "share-data": case(TORCH, 2, "--share-data"),
+    "share-data-fabric": case(FABRIC, 2, "--share-data"),
+    "share-data-compile": case(FABRIC, 2, "--share-data", execution="compile"),
+    "same-step": case(FABRIC, 2, CARTPOLE, envs="sync"),
+    "same-step-async": case(TORCH, 1, CARTPOLE, envs="async"),
+    "same-step-reinforce": case(FABRIC, 1, learner="reinforce", envs="sync"),
+    "same-step-truncated": case(FABRIC, 1, PENDULUM, envs="sync", steps=LONG),
+    "next-step": case(TORCH, 2, CARTPOLE),
+    "next-step-actor-critic": case(FABRIC, 1, CARTPOLE, learner="actor-critic"),
+    "tensor": case(FABRIC, 2, envs="tensor"),
+    "tensor-compile": case(TORCH, 1, CARTPOLE, envs="tensor", execution="compile"),
+    "tensor-reinforce": case(TORCH, 1, learner="reinforce", envs="tensor"),
+    "tensor-truncated": case(TORCH, 1, PENDULUM, envs="tensor", steps=LONG),
+    "every-option": case(
         FABRIC,
         2,
-        ppo(
-            1152,
-            f"{EAGER} --clip-vloss --ent-coef 0.01 --no-anneal-lr --no-normalize-advantages --no-ortho-init",
-            "--no-shared-encoder --activation-function relu --target-kl 0.001 --per-rank-batch-size 10 --seed 7",
-        ),
+        "--clip-vloss --ent-coef 0.01 --no-anneal-lr --no-normalize-advantages --no-ortho-init --no-shared-encoder",
+        "--activation-function relu --target-kl 0.001 --per-rank-batch-size 10 --seed 7",
     ),
-    "decoupled-1": Case(DECOUPLED, 2, ppo(576, EAGER)),
-    "decoupled-1-compile": Case(DECOUPLED, 2, ppo(576, COMPILE)),
-    "decoupled-2": Case(DECOUPLED, 3, ppo(576, EAGER)),
-    "decoupled-2-compile": Case(DECOUPLED, 3, ppo(576, COMPILE)),
-    "decoupled-2-share-data": Case(DECOUPLED, 3, ppo(576, EAGER, "--share-data")),
-    "decoupled-2-overlap": Case(DECOUPLED, 3, ppo(576, EAGER, "--overlap")),
+    "decoupled-1": case(DECOUPLED, 2),
+    "decoupled-1-compile": case(DECOUPLED, 2, execution="compile"),
+    "decoupled-2": case(DECOUPLED, 3),
+    "decoupled-2-compile": case(DECOUPLED, 3, execution="compile"),
+    "decoupled-2-share-data": case(DECOUPLED, 3, "--share-data"),
+    "decoupled-2-overlap": case(DECOUPLED, 3, "--overlap"),
 }
 
-FORMER_FLAGS = {"--vectorization tensor": "--env-backend tensor", "--execution compile": "--execution compiled"}
+FORMER_FLAGS = {
+    "--vectorization tensor": "--env-backend tensor",
+    "--vectorization native": "--vectorization auto",
+    "--execution compile": "--execution compiled",
+}
 """What an older checkout calls a flag, where it refuses the present spelling."""
 VARIABLES = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 TIMEOUT_SECONDS = 900
@@ -126,7 +138,7 @@ class Trained(NamedTuple):
 def main(arguments: Arguments) -> int:
     """Prints a row for each case; the exit code."""
     only = arguments.only
-    cases = {name: case for name, case in CASES.items() if not only or name.startswith(only)}
+    cases = [name for name in CASES if not only or name.startswith(only)]
     if not cases:
         sys.exit(f"error: --only {' '.join(only)}: must be among {', '.join(CASES)}")
     print("| case | parameters | largest difference | result | old, s | new, s |")
@@ -142,12 +154,12 @@ def main(arguments: Arguments) -> int:
 
 def compare(arguments: Arguments, name: str) -> tuple[bool, str]:
     """Whether both checkouts end with the same parameters, and the row that says so."""
-    case = CASES[name]
+    training = CASES[name]
     seed = "" if arguments.new_seed is None else f" --seed {arguments.new_seed}"
     try:
         # One after the other: the second finds in the compiler's cache what is the same.
-        old = train(arguments.old, case)
-        new = train(arguments.new, case._replace(flags=case.flags + seed))
+        old = train(arguments.old, training)
+        new = train(arguments.new, training._replace(flags=training.flags + seed))
     except subprocess.SubprocessError as error:
         return False, f"| {name} | | | FAILED | | |\n{error}\n{getattr(error, 'stderr', '')}"
     equal, largest = difference(old.parameters, new.parameters)
@@ -157,19 +169,19 @@ def compare(arguments: Arguments, name: str) -> tuple[bool, str]:
     return result != "DIFFERENT", row
 
 
-def train(checkout: Path, case: Case) -> Trained:
+def train(checkout: Path, training: Case) -> Trained:
     """Trains in a checkout.
 
     Raises:
         SubprocessError: The program failed, or takes too long.
     """
     checkout = checkout.resolve()
-    flags = case.flags
+    flags = training.flags
     for now, former in FORMER_FLAGS.items():
         if now in flags and not accepts(checkout, now):
             flags = flags.replace(now, former)
     with tempfile.TemporaryDirectory() as folder:
-        launcher = launched(checkout / case.program, ranks=case.ranks, options=case.options.split())
+        launcher = launched(checkout / training.program, ranks=training.ranks, options=training.options.split())
         command = [*launcher, *flags.split(), "--eval-episodes", "1", "--log-dir", folder]
         began_at = time.perf_counter()
         subprocess.run(
