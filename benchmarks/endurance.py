@@ -1,4 +1,4 @@
-"""Whether a long run keeps its speed and its memory: a row for every tenth of it.
+"""Shows whether speed and memory of a long run stay constant, with a row for every tenth of the run.
 
 python benchmarks/endurance.py --flags="--env-backend tensor --execution compiled --total-timesteps 5000000"
 """
@@ -19,7 +19,7 @@ LINE = re.compile(r"^([\d,]+) of [\d,]+ steps")
 
 @dataclass
 class Arguments:
-    """Watches one run of a program on one rank."""
+    """Observes one run of a program on one rank."""
 
     flags: str = "--env-backend tensor --execution compiled --total-timesteps 5000000"
     """Flags of the program."""
@@ -28,7 +28,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Prints a row whenever the program says how far it is."""
+    """Prints a row whenever the program prints its progress."""
     print("| steps | steps/s since the last row | MiB |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / arguments.program), *arguments.flags.split(), f"--log-dir={folder}"]

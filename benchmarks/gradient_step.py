@@ -1,4 +1,4 @@
-"""What a gradient step is made of: eager, under DDP, compiled, averaged; and the messages alone.
+"""Times a gradient step (eager, with DDP, compiled, averaged over ranks), and its collectives alone.
 
 OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node=2 benchmarks/gradient_step.py
 """
@@ -25,7 +25,7 @@ OBS_SIZE, ROUNDS = 4, 5
 
 
 def milliseconds(function: Callable[[], object], repeats: int) -> float:
-    """Mean time of a call, after a warm-up."""
+    """Mean time of a call (ms), after a warm-up."""
     for _ in range(max(3, repeats // 10)):
         function()
     dist.barrier()
@@ -36,12 +36,12 @@ def milliseconds(function: Callable[[], object], repeats: int) -> float:
 
 
 def policy() -> Agent:
-    """A policy with an actor and a critic of their own."""
+    """A policy whose actor and critic share no layers."""
     return Agent(Spaces(OBS_SIZE, DiscreteActions(2)), Network(shared_encoder=False))
 
 
 def eager(rows: Rows, wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], None]:
-    """A minibatch as the programs take it eagerly: forward, backward, clipping and Adam."""
+    """The eager gradient step of the programs: forward, backward, clipping and Adam."""
     module = policy()
     weights = Weights(module)
     agent, optimizer = wrap(module), make_adam(weights, 1e-3, fused=True)
@@ -56,7 +56,7 @@ def eager(rows: Rows, wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], No
 
 
 def compiled(rows: Rows, ranks: Ranks, autocast: torch.dtype | None = None) -> Callable[[], object]:
-    """The same, compiled."""
+    """The compiled gradient step of the programs."""
     module = policy()
     weights = Weights(module)
     optimizer = make_adam(weights, 1e-3, fused=True)
@@ -66,12 +66,12 @@ def compiled(rows: Rows, ranks: Ranks, autocast: torch.dtype | None = None) -> C
 
 
 def parts_of(num_rows: int) -> dict[str, Callable[[], object]]:
-    """What to measure with minibatches of so many rows."""
+    """The functions to time with minibatches of `num_rows` rows, by name."""
     ones = torch.ones(num_rows)
     rows = Rows(torch.randn(num_rows, OBS_SIZE), ones.long(), -0.7 * ones, ones, torch.randn(num_rows), ones, ones)
     return {
         f"{num_rows:6,} rows, eager": eager(rows, lambda module: module),
-        f"{num_rows:6,} rows, eager, under DDP": eager(rows, DistributedDataParallel),
+        f"{num_rows:6,} rows, eager, DDP": eager(rows, DistributedDataParallel),
         f"{num_rows:6,} rows, compiled": compiled(rows, Ranks()),
         f"{num_rows:6,} rows, compiled, bf16": compiled(rows, Ranks(), torch.bfloat16),
         f"{num_rows:6,} rows, compiled, averaged over ranks": compiled(rows, Ranks.of()),
@@ -79,7 +79,7 @@ def parts_of(num_rows: int) -> dict[str, Callable[[], object]]:
 
 
 def messages() -> dict[str, Callable[[], object]]:
-    """What ranks send each other, in loops of their own."""
+    """The collectives to time, by name."""
     gradient = torch.ones(sum(parameter.numel() for parameter in policy().parameters()))
     gathered = torch.empty(dist.get_world_size() * len(gradient))
 
@@ -94,14 +94,14 @@ def messages() -> dict[str, Callable[[], object]]:
 
 
 def main() -> None:
-    """Prints medians over rounds in which the parts are measured in turn."""
+    """Times everything for several sizes of a minibatch."""
     for num_rows, repeats in ((64, 200), (2048, 60), (32768, 6)):
         report(parts_of(num_rows), repeats)
     report(messages(), 200)
 
 
 def report(parts: dict[str, Callable[[], object]], repeats: int) -> None:
-    """Measures parts in turn and prints a line for each."""
+    """Times the functions in turn, and prints for each the median over rounds."""
     rounds = [{name: milliseconds(part, repeats) for name, part in parts.items()} for _ in range(ROUNDS)]
     if rank() == 0:
         for name in parts:

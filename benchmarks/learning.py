@@ -1,4 +1,4 @@
-"""Trains tasks on many seeds with a program as a user starts it, and prints a table of the returns reached.
+"""Trains tasks with many seeds, as a user would start the program, and prints the returns.
 
 python benchmarks/learning.py --tasks custom cartpole pendulum lunarlander --seeds 10
 python benchmarks/learning.py --program train_fabric_decoupled.py --tasks custom-small cartpole-one-player
@@ -34,25 +34,25 @@ TASKS = {
 
 @dataclass
 class Arguments:
-    """Trains tasks on many seeds and prints the returns reached."""
+    """Trains tasks with many seeds and prints the returns."""
 
     tasks: list[str]
-    """Which of: custom, custom-small, cartpole, cartpole-one-player, cartpole-example, pendulum, lunarlander."""
+    """Any of: custom, custom-small, cartpole, cartpole-one-player, cartpole-example, pendulum, lunarlander."""
     seeds: int = 10
-    """How many seeds, from 1."""
+    """Number of seeds, from 1 on."""
     program: str = "train_fabric.py"
     """The program."""
     ranks: list[int] = field(default_factory=lambda: [2])
     """Numbers of ranks."""
     variants: str = ""
-    """Further flags of the program, in groups that commas part; each with all tasks and ranks."""
+    """Groups of further flags of the program, separated by commas; each is run with all tasks and ranks."""
     options: str = ""
     """Further options of `fabric run`, such as --precision=bf16-mixed."""
 
 
 def main(arguments: Arguments) -> None:
-    """Prints a row per run, in Markdown, as it ends."""
-    print("| task | ranks | flags | seed | greedy return | sampled return | steps/s (median) | seconds in all |")
+    """Prints a row for each run when it ends."""
+    print("| task | ranks | flags | seed | greedy return | sampled return | steps/s (median) | total seconds |")
     print("|---|---|---|---|---|---|---|---|")
     seeds = range(1, arguments.seeds + 1)
     for task, ranks, variant, seed in itertools.product(

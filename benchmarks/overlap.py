@@ -1,4 +1,4 @@
-"""How much faster --overlap is where collecting takes as long as learning does (the limit is 2).
+"""How much faster --overlap is when collecting takes as long as learning (at most 2 times).
 
 python benchmarks/overlap.py
 """
@@ -19,16 +19,16 @@ FLAGS = (
 
 @dataclass
 class Arguments:
-    """Measures what overlapping is worth."""
+    """Measures the speedup of --overlap."""
 
     rounds: int = 3
-    """Runs with and without, in turn."""
+    """Pairs of runs, without and with --overlap."""
     ranks: int = 2
-    """Number of ranks: a player and its trainers."""
+    """Number of ranks: one player, the others trainers."""
 
 
 def main(arguments: Arguments) -> None:
-    """Calibrates the environment, then runs with and without overlap in turn."""
+    """Calibrates the environment, then prints a row for each pair of runs."""
 
     def run(step_seconds: float, *flags: str) -> dict[str, list[float]]:
         variables = {"SLOW_ENV_SECONDS": str(step_seconds), "PYTHONPATH": str(Path(__file__).parent)}
@@ -43,9 +43,9 @@ def main(arguments: Arguments) -> None:
     step_seconds = max(0.0, learn_seconds - collect_seconds) / NUM_STEPS
     print(
         f"learning takes {learn_seconds:.3f} s an update, collecting {collect_seconds:.3f} s:"
-        f" each step of the environments sleeps {1000 * step_seconds:.2f} ms"
+        f" the environments sleep {1000 * step_seconds:.2f} ms in each step"
     )
-    print("| round | collect s | learn s | steps/s apart | collect s | learn s | steps/s overlapped | ratio |")
+    print("| round | collect s | learn s | steps/s | collect s, overlapped | learn s | steps/s | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     ratios = []
     for number in range(1, arguments.rounds + 1):

@@ -1,9 +1,9 @@
-"""Trains every learner in every precision on many seeds: returns, memory and speed; or finds the width that pays.
+"""Compares precisions: returns, memory and speed of every learner, or speed by the width of the network.
 
 python benchmarks/precision.py --seeds 3
 python benchmarks/precision.py --tasks actor-critic --precisions 32-true bf16-mixed --seeds 20 --first-seed 21 --ranks 2
-python benchmarks/precision.py --tasks width --widths 64 256 1024 4096 8192 --cuda     # with a GPU
-python benchmarks/precision.py --tasks width --widths 64 128                           # the same, small, on a CPU
+python benchmarks/precision.py --tasks width --widths 64 256 1024 4096 8192 --cuda     # on a GPU
+python benchmarks/precision.py --tasks width --widths 64 128                           # small, on a CPU
 """
 
 import os
@@ -34,25 +34,25 @@ class Arguments:
     """Trains tasks in several precisions with train_torch.py and prints a row for each."""
 
     tasks: list[str] = field(default_factory=lambda: ["ppo", "ppo-cartpole", "actor-critic", "reinforce"])
-    """Which of: ppo, ppo-cartpole, actor-critic, actor-critic-cartpole, reinforce, reinforce-custom, width."""
+    """Any of: ppo, ppo-cartpole, actor-critic, actor-critic-cartpole, reinforce, reinforce-custom, width."""
     precisions: list[str] = field(default_factory=lambda: list(PRECISIONS))
-    """Values of --precision, with further flags behind."""
+    """Values of --precision; further flags may follow a value."""
     widths: list[int] = field(default_factory=lambda: [64])
-    """Hidden sizes, for the task width."""
+    """Hidden sizes for the task "width"."""
     seeds: int = 3
-    """How many seeds."""
+    """Number of seeds."""
     first_seed: int = 1
-    """The first of them."""
+    """The smallest seed."""
     ranks: int = 1
-    """Ranks of a run."""
+    """Number of ranks of a run."""
     at_once: int = 1
-    """Runs at the same time, each on a thread of its own; they slow each other down alike."""
+    """Number of runs at the same time; they slow each other down, so speeds compare only with an equal number."""
     cuda: bool = False
-    """On a GPU."""
+    """Train on a GPU."""
 
 
 def train(arguments: Arguments, seed: int, task: str, precision: str, width: int | None) -> dict[str, list[float]]:
-    """One run's scalars."""
+    """The scalars of one run."""
     cuda = arguments.cuda
     flags = f"{TASKS[task]} --precision {precision} --seed {seed}"
     if task == "width":
@@ -65,7 +65,7 @@ def train(arguments: Arguments, seed: int, task: str, precision: str, width: int
 
 
 def main(arguments: Arguments) -> None:
-    """Prints a row of medians over seeds, in Markdown, as each is done."""
+    """Prints a row for each task and precision when its seeds are done."""
     print("| task | precision | greedy returns | sampled returns | steps | steps/s | MiB |")
     print("|---|---|---|---|---|---|---|")
     with ThreadPoolExecutor(arguments.at_once) as pool:

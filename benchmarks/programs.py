@@ -1,4 +1,4 @@
-"""Runs a program as a user starts it, and reads what it logged."""
+"""Runs the programs as a user would, and reads what they log."""
 
 import contextlib
 import os
@@ -23,20 +23,13 @@ def run_program(
     options: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, list[float]], float]:
-    """The values of every scalar that a program logged, started by its launcher, and the seconds that it took in all.
+    """The values of every scalar that a program logged when its launcher ran it, and the total seconds.
 
-    Among them are the steps of the points that were logged, `step`, and the most memory that all processes together
-    held, `memory_mib`.
+    Two more series are among them: `step`, the environment steps at each logged point, and `memory_mib`, the peak
+    memory of all processes together.
     """
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        torchrun = ["torchrun", f"--nproc_per_node={ranks}", f"--master-port={port}"]
-        fabric = ["fabric", "run", f"--devices={ranks}", f"--main-port={port}"]
-        name, *arguments = torchrun if "fabric" not in program else fabric
-        launcher = [str(Path(sys.executable).parent / name), *arguments]
-        command = [*launcher, *options, str(ROOT / program), *flags, f"--log-dir={folder}"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*launched(ROOT / program, ranks=ranks, options=options), *flags, f"--log-dir={folder}"]
         began_at = time.perf_counter()
         _, memory_mib = run_watched(command, os.environ | dict(variables or {}))
         seconds = time.perf_counter() - began_at
@@ -47,8 +40,19 @@ def run_program(
         return scalars | {"step": steps, "memory_mib": [memory_mib]}, seconds
 
 
+def launched(program: Path, *, ranks: int, options: Sequence[str] = ()) -> list[str]:
+    """The command that starts a program with its launcher on a free port; `options` are the launcher's."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = ["torchrun", f"--nproc_per_node={ranks}", f"--master-port={port}"]
+    fabric = ["fabric", "run", f"--devices={ranks}", f"--main-port={port}"]
+    name, *arguments = fabric if "fabric" in program.name else torchrun
+    return [str(Path(sys.executable).parent / name), *arguments, *options, str(program)]
+
+
 def run_watched(command: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[str, float]:
-    """What a command printed, and the memory (MiB) that its processes together held at most."""
+    """What a command printed, and the peak memory (MiB) of all its processes together."""
     peak = 0
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = psutil.Popen(command, stdout=output, stderr=errors, env=environment)

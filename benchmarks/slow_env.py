@@ -1,4 +1,4 @@
-"""CustomEnv whose step takes SLOW_ENV_SECONDS, as that of a simulator elsewhere would: it keeps no core busy."""
+"""CustomEnv with steps that take SLOW_ENV_SECONDS without using the CPU, like those of a remote simulator."""
 
 import os
 import time
@@ -12,12 +12,11 @@ from rl.envs.custom import CustomVectorEnv
 
 
 class SlowEnv(CustomVectorEnv):
-    """Sleeps in every step of the batch."""
+    """A batch of CustomEnv that sleeps once in every step."""
 
     def step(
         self, actions: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Pushes every mass once, late."""
         time.sleep(float(os.environ["SLOW_ENV_SECONDS"]))
         return super().step(actions)
 

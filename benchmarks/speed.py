@@ -1,12 +1,13 @@
-"""Trains the same problem with this project and its peers in turn, and reports medians, ratios and curves.
+"""Compares the speed of this project and of other PPO implementations on the same problems.
 
 python benchmarks/speed.py --peers "jax=/path/to/python /path/to/jax_ppo.py"
 python benchmarks/speed.py --suites gpu --peers "jax=…"          # on a machine with a GPU
-python benchmarks/speed.py --suites gpu --small                  # the same commands at small size on a CPU
+python benchmarks/speed.py --suites gpu --small                  # a short test of that command, on a CPU
 
-A peer is a command that takes --env --num-envs --num-steps --minibatches --epochs --hidden --total-timesteps, and
-prints a JSON line with steps_per_s and perhaps greedy_return. Steps per second are those of training, collecting and
-learning together, without the first fifth of our run, and without compilation.
+It runs this project and its peers in turn, and reports medians, ratios and curves. A peer is a command that takes the
+flags --env --num-envs --num-steps --minibatches --epochs --hidden --total-timesteps, and prints a JSON line with
+steps_per_s and optionally greedy_return. Steps per second count collecting and learning, but neither compilation nor
+the first fifth of our run.
 """
 
 import itertools
@@ -30,26 +31,26 @@ SB3 = f"{sys.executable} {ROOT}/benchmarks/peers/sb3_ppo.py"
 
 @dataclass
 class Arguments:
-    """Measures this project and its peers in turn."""
+    """Runs this project and its peers in turn."""
 
     suites: list[Literal["peers", "ranks", "envs", "hidden", "solved", "gpu"]] = field(
         default_factory=lambda: ["peers", "ranks", "envs", "hidden", "solved"]
     )
-    """Which measurements."""
+    """Sets of cases to measure."""
     cases: str = ""
-    """Only the cases whose names contain this."""
+    """Measure only the cases whose names contain this."""
     peers: list[str] = field(default_factory=list)
     """Further peers, as name=command."""
     rounds: int = 3
-    """How often everything is measured."""
+    """Number of runs of each case."""
     output: Path = Path("speed")
     """Folder for speed.json and the curves."""
     small: bool = False
-    """Short runs of small problems, to see that the command works."""
+    """Make short runs of small problems, to test that the command works."""
 
 
 def matrix_product_flops(way: Way) -> float:
-    """Floating-point operations a second of this machine's matrix products, with as many cores as ours has."""
+    """Floating-point operations per second of matrix products on this machine, with as many cores as the run has."""
     device, dtype = ("cuda", torch.bfloat16) if way.cuda else ("cpu", torch.float32)
     torch.set_num_threads(way.ranks * way.threads)
     size, repeats = (8192, 20) if way.cuda else (1024, 20)
@@ -88,7 +89,7 @@ def ours(problem: Problem, way: Way) -> dict[str, Any]:
     seconds = [n / speed for n, speed in zip(steps, scalars["Time/step_per_second"], strict=True)]
     warm = len(steps) // 5
     collect, learn = (statistics.median(scalars[f"Time/{part}_seconds"]) for part in ("collect", "learn"))
-    # Of the last hundred episodes, as the peer has it; there is none before the first one ends.
+    # The peer too counts the last hundred episodes; before the first one ends there is no value.
     recent = scalars.get("Rewards/last_100_episodes", [])
     points = zip(
         scalars["step"][-len(recent) :],
@@ -113,7 +114,7 @@ def ours(problem: Problem, way: Way) -> dict[str, Any]:
 def peer(name: str, command: str, problem: Problem) -> dict[str, Any]:
     """One training run of a peer."""
     update = problem.num_envs * problem.num_steps
-    # Enough of the slow one: an update of it may take seconds.
+    # One of its updates may take seconds, so it makes fewer.
     steps = min(problem.total_timesteps, 20 * update) if name == "sb3" else problem.total_timesteps
     flags = {name.replace("_", "-"): value for name, value in asdict(replace(problem, total_timesteps=steps)).items()}
     output, memory_mib = run_watched([*command.split(), *(f"--{name}={value}" for name, value in flags.items())])
@@ -122,7 +123,7 @@ def peer(name: str, command: str, problem: Problem) -> dict[str, Any]:
 
 
 def measure(case: Case, peers: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Ours and the case's peers, in turn."""
+    """Results of one run of this project and of each of the case's peers, by name."""
     update = case.problem.num_envs * case.problem.num_steps
     problem = replace(case.problem, total_timesteps=max(case.problem.total_timesteps, 4 * update))
     yield "ours", ours(problem, case.way)
@@ -132,7 +133,7 @@ def measure(case: Case, peers: dict[str, str]) -> Iterator[tuple[str, dict[str, 
 
 
 def medians(runs: list[dict[str, Any]]) -> dict[str, float]:
-    """The median of every number that the runs have in common."""
+    """The median of every number in the results."""
     names = [name for name, value in runs[0].items() if isinstance(value, int | float)]
     return {name: statistics.median(run[name] for run in runs if name in run) for name in names}
 
@@ -161,7 +162,7 @@ def row(case: Case, results: dict[str, list[dict[str, Any]]], peak_flops: float)
 
 
 def solved(rounds: int, is_small: bool) -> None:
-    """The table of seconds and steps until solved."""
+    """Prints the table of steps and seconds until the problem is solved."""
     print("\n| problem | program | steps until solved | seconds of training until solved |\n|---|---|---|---|")
     for env, num_envs in (("custom", 64), ("cartpole", 8)):
         problem = Problem(env, num_envs, total_timesteps=30_000 if is_small else 1_000_000)  # type: ignore[arg-type]
@@ -171,14 +172,14 @@ def solved(rounds: int, is_small: bool) -> None:
         for name, runs in (("ours", own), ("stable-baselines3", theirs)):
             reached = [run for run in runs if "solved_steps" in run]
             cells = [
-                f"{statistics.median(run[key] for run in reached):,.1f}" if reached else "not"
+                f"{statistics.median(run[key] for run in reached):,.1f}" if reached else "never"
                 for key in ("solved_steps", "solved_seconds")
             ]
             print(f"| {ENV_IDS[env]}, {num_envs} | {name} | {' | '.join(cells)} |", flush=True)
 
 
 def draw(suite: str, measured: list[tuple[Case, dict[str, list[dict[str, Any]]]]], folder: Path) -> None:
-    """The curves of a suite as a picture."""
+    """Plots the curves of a suite."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for case, results in measured:
         x = case.problem.hidden if suite == "hidden" else case.problem.num_envs
@@ -206,7 +207,7 @@ def draw(suite: str, measured: list[tuple[Case, dict[str, list[dict[str, Any]]]]
 
 
 def main(arguments: Arguments) -> None:
-    """Prints the tables as they come, and leaves all numbers in the output folder."""
+    """Prints a table for each suite, and writes all numbers and curves to the output folder."""
     peers = {"sb3": SB3} | dict(text.split("=", 1) for text in arguments.peers)
     arguments.output.mkdir(parents=True, exist_ok=True)
     everything: dict[str, Any] = {}
@@ -226,8 +227,8 @@ def main(arguments: Arguments) -> None:
                     print(f"{case.name}: {name} {result['steps_per_s']:,.0f} steps/s", file=sys.stderr, flush=True)
         print(f"\n{suite}, medians of {arguments.rounds} round(s)\n")
         print(
-            "| problem | ranks x threads, precision | steps/s | peers | ratio | asked | of matrix products' rate"
-            " | collecting | s to compile | MiB | greedy return |"
+            "| problem | ranks x threads, precision | steps/s | peers | ratio | goal | share of matmul FLOP/s"
+            " | collecting | compile s | MiB | greedy return |"
         )
         print("|---|---|---|---|---|---|---|---|---|---|---|")
         for case, results in zip(cases, found, strict=True):

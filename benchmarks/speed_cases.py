@@ -1,16 +1,16 @@
-"""What `speed.py` measures: problems, ways of running them, and the cases of every suite."""
+"""The cases of `speed.py`: problems, and ways of running them."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 ENV_IDS = {"custom": "CustomEnv-v0", "cartpole": "CartPole-v1"}
-SIZES = {"custom": (2, 2), "cartpole": (4, 2)}  # of an observation, of the actions
+SIZES = {"custom": (2, 2), "cartpole": (4, 2)}  # of the observation, and number of actions
 SOLVED_AT = {"custom": 195.0, "cartpole": 475.0}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What ours and the peers train."""
+    """What this project and its peers train."""
 
     env: Literal["custom", "cartpole"] = "custom"
     num_envs: int = 64
@@ -21,7 +21,7 @@ class Problem:
     total_timesteps: int = 2_000_000
 
     def flops_per_step(self) -> float:
-        """Multiplications and additions of matrix products in a step: a forward pass, and three for each epoch."""
+        """FLOPs of matrix products per environment step: a forward pass, and three times that for each epoch."""
         num_obs, num_actions = SIZES[self.env]
         forward = 2 * (2 * self.hidden * (num_obs + self.hidden) + self.hidden * (num_actions + 1))
         return forward * (1 + 3 * self.epochs)
@@ -29,7 +29,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Way:
-    """How ours runs."""
+    """How this project runs."""
 
     ranks: int = 1
     threads: int = 1
@@ -42,7 +42,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the table: a problem, a way, and the peers beside it."""
+    """A row of the table: a problem, how it is run, and the peers to compare with."""
 
     name: str
     problem: Problem
@@ -111,7 +111,7 @@ SUITES: dict[str, list[Case]] = {
 
 
 def small(case: Case) -> Case:
-    """The case at a size that any machine runs in seconds, on its CPU."""
+    """The case at a size that any CPU runs in seconds."""
     problem, way = case.problem, case.way
     num_envs = min(problem.num_envs, 64)
     steps = 6 * num_envs * problem.num_steps

@@ -1,4 +1,4 @@
-"""A program that does every second update without what makes it safe, for benchmarks/overhead.py.
+"""Runs a program with the checks removed in every second update, for benchmarks/overhead.py.
 
 python benchmarks/toggled.py train_torch.py <flags> prints the median seconds of an update with and without, as JSON.
 """
@@ -23,16 +23,16 @@ from rl.envs.seeded import SeededEpisodes
 from rl.run.control import Agreement
 from rl.run.run import Run
 
-IN_NAME_ONLY = "TOGGLED_IN_NAME_ONLY" in os.environ  # to see what the measurement makes of no difference at all
-SKIPPED = 6  # updates, in which things are compiled and allocated
+IN_NAME_ONLY = "TOGGLED_IN_NAME_ONLY" in os.environ  # a control: all updates keep their checks
+SKIPPED = 6  # first updates, which compile and allocate
 
 
 def nothing(*_: Any, **__: Any) -> None:
-    """In place of a check."""
+    """Replaces a check."""
 
 
 def bare_sum(agreement: Agreement, values: Tensor) -> Tensor:
-    """A sum with which nothing travels; the next one counts from here."""
+    """The plain sum over ranks, without the requests and checksums that usually travel with it."""
     agreement.num_played = agreement.collector.num_played if agreement.collector else 0
     return agreement.ranks.sum(values)
 
@@ -51,7 +51,7 @@ updates = Run.updates
 
 
 def toggled(run: Run) -> Iterator[float]:
-    """The run's updates, of which every second is without."""
+    """The run's updates, every second one without checks."""
     seconds: tuple[list[float], list[float]] = ([], [])
     began_at = time.perf_counter()
     for number, done in enumerate(updates(run)):

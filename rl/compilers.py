@@ -1,4 +1,4 @@
-"""What it takes to compile: a compiler that works, and a folder for the results that nobody else can write to."""
+"""Looks for a compiler that works, and keeps compiled code in a folder that nobody else can write to."""
 
 import atexit
 import functools
@@ -21,11 +21,11 @@ CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
 
 def compiler_missing(device: torch.device) -> str | None:
-    """What Inductor lacks on this machine to compile for a device, if anything; compilers are tried on one line."""
+    """What Inductor lacks on this machine to compile for a device, or None; the compiler is tried on one line."""
     if device.type == "cuda":
         if not importlib.util.find_spec("triton"):
             return "the package triton"
-        # Triton builds what launches its kernels.
+        # Triton compiles the C code that launches its kernels.
         compiler, language = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or "gcc", "C"
     else:
         compiler, language = cxx(), "C++"
@@ -35,7 +35,7 @@ def compiler_missing(device: torch.device) -> str | None:
 
 
 def cxx() -> str:
-    """The compiler that CXX names: of "ccache g++" the last word, since Inductor takes one, and has its own cache."""
+    """The compiler in CXX: the last word of "ccache g++", since Inductor takes one word and has a cache of its own."""
     words = [word for word in shlex.split(os.environ.get("CXX", "g++")) if not word.startswith("-")]
     return words[-1] if words else ""
 
@@ -53,19 +53,19 @@ def _works(compiler: str, language: str) -> bool:
 
 
 def keep_caches_private() -> None:
-    """Has compilers keep what they read again, which can be any code, below ~/.cache and not in a folder of /tmp.
+    """Moves the caches of Inductor and Triton from /tmp to ~/.cache/rl, since code is loaded from them unchecked.
 
     Raises:
-        UserError: The folder is not this user's, or open to others.
+        UserError: That folder belongs to another user, or others can access it.
     """
     for variable in CACHES.keys() - os.environ.keys():
         os.environ[variable] = str(_private_folder() / f"{CACHES[variable]}-{_cpu()}")
 
 
 def _cpu() -> str:
-    """What compiled code depends on and Inductor's keys do not hold: a home may be shared by machines of several kinds.
+    """Identifies the CPU, which Inductor's cache keys do not, although machines may share a home folder.
 
-    Code for AVX-512 that is read again where torch runs with less ends the process by a segmentation fault.
+    Code compiled for AVX-512 ends the process with a segmentation fault on a CPU without it.
     """
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
@@ -78,10 +78,12 @@ def _private_folder() -> Path:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "rl")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
-    except (OSError, RuntimeError):  # there is no home, or none to write to
+    except (OSError, RuntimeError):  # no home folder, or not a writable one
         folder = Path(tempfile.mkdtemp(prefix="rl-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return folder
     if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077:
-        raise UserError(f"{folder}: is another's or open to others, and compiled code is kept there; chmod 700 it")
+        raise UserError(
+            f"{folder}: compiled code is loaded from it, so it must be yours alone; remove it or chmod 700 it"
+        )
     return folder

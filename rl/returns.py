@@ -1,4 +1,4 @@
-"""Advantages and returns: what a rollout's rewards say about its actions."""
+"""Advantages and returns from the rewards and values of a rollout."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from rl.compile import scan
 
 
 class Flow(NamedTuple):
-    """What flows back from a step to the one before."""
+    """What `scan` carries from a step to the one before."""
 
     advantage: Tensor  # [N]
 
@@ -24,10 +24,10 @@ def gae(
     gamma: float,
     gae_lambda: float,
 ) -> Tensor:
-    """Generalised advantage estimate [T, N] (Schulman et al. 2016, eq. 16), from tensors [T, N].
+    """Generalized advantage estimate [T, N] (Schulman et al. 2016, eq. 16), from tensors [T, N].
 
-    `next_value` is the value of the state that the action truly led to, an episode's last one included. Termination
-    cuts the bootstrap, truncation does not; either ends the flow of advantage.
+    `next_value` is the value of the state that the action led to, which is the final one where an episode ended.
+    Termination cuts the bootstrap, truncation does not; either ends the flow of advantage.
     """
     td_error = reward + gamma * next_value * ~terminated - value
     carried = gamma * gae_lambda * ~(terminated | truncated)
@@ -41,7 +41,7 @@ def gae(
 
 
 def returns_to_go(reward: Tensor, ended: Tensor, gamma: float) -> Tensor:
-    """The discounted sum [T, N] of rewards from each step to its episode's end, from tensors [T, N]."""
-    nothing = torch.zeros_like(reward)
-    # Without values to bootstrap from, and with lambda 1, an advantage is a return.
-    return gae(reward, nothing, nothing, terminated=ended, truncated=ended, gamma=gamma, gae_lambda=1.0)
+    """Discounted sum of rewards [T, N] from each step to the end of its episode, from tensors [T, N]."""
+    zero = torch.zeros_like(reward)
+    # If all values are 0 and lambda is 1, the advantage is the return.
+    return gae(reward, zero, zero, terminated=ended, truncated=ended, gamma=gamma, gae_lambda=1.0)

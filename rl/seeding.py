@@ -1,7 +1,7 @@
-"""Randomness from named streams: nothing that a run draws depends on the global generators.
+"""Named random streams: nothing that a run draws depends on the global generators.
 
-An environment's noise depends on (seed, the environment's index over all ranks, its step) alone, so the same actions
-lead to the same steps, to the bit, however environments are spread over ranks.
+An environment's noise depends only on the seed, the environment's index over all ranks and its step. The same actions
+therefore lead to bitwise the same steps, however the environments are spread over ranks.
 """
 
 from collections.abc import Mapping
@@ -21,27 +21,27 @@ _ENVIRONMENT, _SHUFFLE, _EVALUATION, _EPISODE = 1, 3, 4, 7
 
 
 def derive(seed: int, *path: int) -> int:
-    """A 63-bit seed for one named stream; streams of different paths are independent."""
+    """A 63-bit seed of the stream named by `path`; streams of different paths are independent."""
     return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def environment_seed(seed: int, env_index: int) -> int:
-    """The seed (31 bits, what Gymnasium takes) of one environment; `env_index` counts over all ranks."""
+    """The 31-bit seed (what Gymnasium takes) of one environment; `env_index` counts over all ranks."""
     return derive(seed, _ENVIRONMENT, env_index) >> 32
 
 
 def episode_seed(environment: int, episode: int) -> int:
-    """The seed (31 bits) of one episode of the environment whose seed is `environment`, which is that of episode 0."""
+    """The 31-bit seed of one episode, given the environment's seed, which is also the seed of episode 0."""
     return derive(environment, _EPISODE, episode) >> 32 if episode else environment
 
 
 def evaluation_seed(seed: int) -> int:
-    """The seed (31 bits) of the episodes that evaluate a run, none of which it trained on."""
+    """The 31-bit seed of the evaluation episodes, none of which the run trained on."""
     return derive(seed, _EVALUATION) >> 32
 
 
 def split_mix(counter: Tensor) -> Tensor:
-    """SplitMix64's output (int64, all bits random) at each counter (int64): a hash, hence a random access generator."""
+    """SplitMix64's output (int64, all bits random) for each counter (int64), in any order of the counters."""
     z = counter * _GOLDEN_GAMMA
     z = (z ^ _shift_right(z, 30)) * _MIX_1
     z = (z ^ _shift_right(z, 27)) * _MIX_2
@@ -49,52 +49,50 @@ def split_mix(counter: Tensor) -> Tensor:
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    # torch shifts signed integers arithmetically; SplitMix64 wants zeros to come in.
-    logical: Tensor = (z >> bits) & (2 ** (64 - bits) - 1)
-    return logical
+    # torch copies the sign bit when it shifts; SplitMix64 shifts zeros in.
+    return (z >> bits).bitwise_and(2 ** (64 - bits) - 1)
 
 
 class Noise:
-    """Uniform numbers in the open interval (0, 1) for N environments, in any order of their steps."""
+    """Uniform numbers in the open interval (0, 1) for N environments, `size` per step, in any order of the steps.
+
+    `first_env` is the index over all ranks of the first environment.
+    """
 
     def __init__(
         self, seed: int, stream: int, first_env: int, num_envs: int, size: int, device: torch.device | str = "cpu"
     ) -> None:
-        """`first_env` counts environments over all ranks; a step takes `size` numbers."""
         env_index = torch.arange(first_env + 1, first_env + num_envs + 1, device=device)
         self.env_key = split_mix(split_mix(env_index) + derive(seed, stream))
         self.size = size
 
     def at(self, step: Tensor, num_steps: int) -> Tensor:
-        """The noise [T, N, size] (float32) of T steps from `step` on (int64 [], counted from 0)."""
+        """The noise [T, N, size] (float32) of `num_steps` steps, the first of which is `step` (int64 [], from 0)."""
         offset = torch.arange(1, num_steps * self.size + 1, device=self.env_key.device).view(num_steps, 1, self.size)
         bits = _shift_right(split_mix(step * self.size + offset + self.env_key[:, None]), 41)
-        # 23 random bits and one half: exact in float32, and neither 0 nor 1.
+        # 23 random bits plus one half: exact in float32, never 0 or 1.
         return (bits.to(torch.float32) + 0.5) * 2.0**-23
 
 
 class Shuffle:
-    """Draws the order in which an epoch visits the rows, on its own generator.
+    """Draws the order in which an epoch visits the rows, from a generator of its own on the device of the rows.
 
-    Ranks that train on the same rows (`shared`) draw the same order, and each takes its own part of it.
+    Ranks that train on the same rows (`shared`) draw the same order, and each takes its part of it.
     """
 
     def __init__(
         self, seed: int, rank: int, world_size: int, *, shared: bool, device: torch.device | str = "cpu"
     ) -> None:
-        """A rank's own stream of orders, or its part of the common one; drawn on the device that the rows are on."""
         self.generator = torch.Generator(device).manual_seed(derive(seed, _SHUFFLE, 0 if shared else rank))
         self.part, self.num_parts = (rank, world_size) if shared else (0, 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next order depends on, for `torch.save`."""
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where the stream of that state was."""
         self.generator.set_state(state["generator"])
 
     def order(self, num_rows: int) -> Tensor:
-        """This rank's rows of the next epoch (int64), each row once over all parts."""
+        """The indices (int64) of this rank's rows in the next epoch; over all parts, each row occurs once."""
         order = torch.randperm(num_rows, generator=self.generator, device=self.generator.device)
         return order[self.part :: self.num_parts]

@@ -1,4 +1,4 @@
-"""stable-baselines3's PPO on the same problem, network and hyperparameters; prints one JSON line.
+"""Trains PPO of stable-baselines3 with the same network and hyperparameters, and prints one JSON line.
 
 python benchmarks/peers/sb3_ppo.py --env custom --num-envs 64
 """
@@ -22,7 +22,7 @@ ENV_IDS = {"custom": "CustomEnv-v0", "cartpole": "CartPole-v1"}
 
 @dataclass
 class Arguments:
-    """Trains and measures."""
+    """Trains stable-baselines3's PPO and measures its speed."""
 
     env: Literal["custom", "cartpole"] = "custom"
     num_envs: int = 64
@@ -32,14 +32,13 @@ class Arguments:
     hidden: int = 64
     total_timesteps: int = 200_000
     solved_at: float = float("inf")
-    """Mean return of the last 100 episodes at which to stop."""
+    """Mean return of the last 100 episodes at which training stops."""
 
 
 class Clock(BaseCallback):
-    """When every rollout began, and when the problem was solved."""
+    """Records when each rollout began, and stops when the problem is solved."""
 
     def __init__(self, solved_at: float) -> None:
-        """Stops the run at this mean return."""
         super().__init__()
         self.solved_at = solved_at
         self.began: list[tuple[float, int]] = []
@@ -55,7 +54,7 @@ class Clock(BaseCallback):
 
 
 def main(arguments: Arguments) -> None:
-    """Prints the line."""
+    """Trains, evaluates, and prints the line."""
     envs = make_vec_env(lambda: gym.make(ENV_IDS[arguments.env]), n_envs=arguments.num_envs, seed=1)
     model = PPO(
         "MlpPolicy",

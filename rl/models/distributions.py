@@ -1,7 +1,7 @@
-"""Distributions over actions: tensors of parameters, and the four questions asked of them.
+"""Distributions over actions, as NamedTuples of their parameters.
 
-A sample is a function of the parameters and of uniform noise that the caller brings, so that sampling needs no
-generator and gives the same actions wherever and however it runs.
+Samples are a function of the parameters and of uniform noise that the caller passes, so they are the same on every
+device, eager or compiled, and need no generator.
 """
 
 import math
@@ -12,21 +12,21 @@ from torch import Tensor
 
 
 class Categorical(NamedTuple):
-    """One of A actions."""
+    """Distribution over A discrete actions."""
 
-    log_probs: Tensor  # [..., A], normalised
+    log_probs: Tensor  # [..., A], normalized
 
     @classmethod
     def from_logits(cls, logits: Tensor) -> "Categorical":
-        """The distribution with these unnormalised log-probabilities [..., A]."""
+        """From unnormalized log-probabilities [..., A]."""
         return cls(torch.log_softmax(logits, dim=-1))
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Actions [...] (int64), the inverse of the distribution function at uniform noise [..., 1]."""
+        """Actions [...] (int64): the inverse CDF at uniform noise [..., 1]."""
         return (self.log_probs.exp().cumsum(-1)[..., :-1] <= noise).sum(-1)
 
     def mode(self) -> Tensor:
-        """The likeliest actions [...]."""
+        """The most probable actions [...]."""
         return self.log_probs.argmax(-1)
 
     def log_prob(self, action: Tensor) -> Tensor:
@@ -45,11 +45,10 @@ class DiagonalGaussian(NamedTuple):
     log_std: Tensor  # [..., A]
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Actions [..., A], the inverse of the distribution function at uniform noise [..., A]."""
+        """Actions [..., A]: the inverse CDF at uniform noise [..., A]."""
         return torch.addcmul(self.mean, self.log_std.exp(), torch.special.ndtri(noise))
 
     def mode(self) -> Tensor:
-        """The likeliest actions [..., A]."""
         return self.mean
 
     def log_prob(self, action: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def test_layers_whose_sizes_do_not_fit_stay_as_they_are_and_are_named(capsys: py
     said = capsys.readouterr().err
     assert (
         "in float8 (emulated: the same numbers, but slow" in said
-        and "encoder.2; as before: encoder.0 (4 to 64)" in said
+        and "encoder.2; unchanged, since a size is not a multiple of 16: encoder.0 (4 to 64)" in said
     )
 
 
@@ -62,7 +62,10 @@ def test_with_a_width_that_does_not_fit_no_layer_is_in_float8(capsys: pytest.Cap
     obs = torch.randn(5, 4)
     before = agent(obs)[1]
     to_float8(agent, CPU)
-    assert "no layer; as before: encoder.0 (4 to 20), encoder.2 (20 to 20)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        "no layer; unchanged, since a size is not a multiple of 16: encoder.0 (4 to 20), encoder.2 (20 to 20)" in said
+    )
     assert torch.equal(agent(obs)[1], before)
 
 

@@ -44,7 +44,7 @@ def test_float8_goes_with_other_precision_on_two_ranks() -> None:
     flags = "--fp8 --env-backend tensor --num-envs 16 --num-steps 32 --total-timesteps 8192 --execution eager"
     result = fabric(*flags.split(), options=("--precision=bf16-true",))
     succeeded(result)
-    assert result.stderr.count("note: in float8 (emulated") == 1
+    assert result.stderr.count("note: --fp8: in float8 (emulated") == 1
     agent = agent_of(run_folder("fabric_logs"))
     assert {parameter.dtype for parameter in agent.values()} == {torch.bfloat16}
     assert all(parameter.isfinite().all() for parameter in agent.values())
