@@ -222,7 +222,7 @@ def group_trainers(config: DecoupledConfig) -> dist.ProcessGroup:
 
 def one_env(config: DecoupledConfig) -> Envs:
     """A single environment, to tell spaces and types."""
-    return make_envs(replace(config.env, num_envs=1, vectorization="sync"))
+    return make_envs(config.env.for_evaluation(1))
 
 
 def make_exchange(config: DecoupledConfig, env: Envs, policy: Agent, device: torch.device) -> Exchange:

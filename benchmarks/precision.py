@@ -24,7 +24,7 @@ TASKS = {
     " --per-rank-batch-size 256 --no-normalize-values --vf-coef 0.5 --ent-coef 0.05",
     "reinforce": "reinforce",
     "reinforce-custom": "reinforce --env-id CustomEnv-v0 --gamma 0.95",
-    "width": "ppo --env-backend tensor --no-shared-encoder --eval-episodes 1",
+    "width": "ppo --vectorization tensor --no-shared-encoder --eval-episodes 1",
 }
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "32-true --fp8", "bf16-mixed --fp8")
 

@@ -68,7 +68,7 @@ def matrix_product_flops(way: Way) -> float:
 def ours(problem: Problem, way: Way) -> dict[str, Any]:
     """One training run of this project."""
     flags = [
-        *("--env-id", ENV_IDS[problem.env], "--env-backend", way.backend, "--execution", way.execution),
+        *("--env-id", ENV_IDS[problem.env], "--vectorization", way.vectorization, "--execution", way.execution),
         *("--num-envs", str(problem.num_envs // way.ranks), "--num-steps", str(problem.num_steps)),
         *("--update-epochs", str(problem.epochs), "--hidden-size", str(problem.hidden)),
         *("--per-rank-batch-size", str(problem.num_envs // way.ranks * problem.num_steps // problem.minibatches)),

@@ -35,7 +35,7 @@ class Way:
     threads: int = 1
     precision: str = "32-true"
     execution: str = "compiled"
-    backend: str = "tensor"
+    vectorization: str = "tensor"
     cuda: bool = False
     shared: bool = False
 
@@ -69,7 +69,7 @@ SUITES: dict[str, list[Case]] = {
         Case(
             "CartPole in Python, 4, batch 64",
             PYTHON_CARTPOLE,
-            replace(TWO_RANKS, backend="gymnasium"),
+            replace(TWO_RANKS, vectorization="native"),
             goal="8,000 steps/s",
         ),
     ],

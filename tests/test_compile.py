@@ -23,9 +23,9 @@ from tests import probes  # noqa: F401 (registers them)
 CPU = torch.device("cpu")
 
 
-def collect(env_id: str, backend: str, execution: Execution) -> tuple[list[Rollout], Estimates]:
+def collect(env_id: str, vectorization: str, execution: Execution) -> tuple[list[Rollout], Estimates]:
     """Two rollouts and what an estimate says of the second."""
-    envs = make_envs(EnvConfig(env_id, num_envs=3, env_backend=backend))
+    envs = make_envs(EnvConfig(env_id, num_envs=3, vectorization=vectorization))
     torch.manual_seed(3)
     policy = Agent(envs.spaces, Network(hidden_size=8, ortho_init=False))
     collector = make_collector(envs, policy, seed=1, first_env=0, execution=execution)
@@ -36,13 +36,13 @@ def collect(env_id: str, backend: str, execution: Execution) -> tuple[list[Rollo
 
 
 @pytest.mark.parametrize(
-    ("env_id", "backend"), [("CustomEnv-v0", "tensor"), ("Pendulum-v1", "tensor"), ("CartPole-v1", "gymnasium")]
+    ("env_id", "vectorization"), [("CustomEnv-v0", "tensor"), ("Pendulum-v1", "tensor"), ("CartPole-v1", "auto")]
 )
-def test_compiled_rollouts_and_estimates_are_those_of_eager_ones(env_id: str, backend: str) -> None:
+def test_compiled_rollouts_and_estimates_are_those_of_eager_ones(env_id: str, vectorization: str) -> None:
     execution = Execution("compiled")
     (rollouts, estimates), (eager_rollouts, eager_estimates) = (
-        collect(env_id, backend, execution),
-        collect(env_id, backend, Execution()),
+        collect(env_id, vectorization, execution),
+        collect(env_id, vectorization, Execution()),
     )
     for rollout, eager in zip(rollouts, eager_rollouts, strict=True):
         for name, field, expected in zip(Rollout._fields, rollout, eager, strict=True):

@@ -25,7 +25,7 @@ from tests import probes
 # fmt: off
 FLAGS = [
     "activation_function", "allow_import", "anneal_lr", "capture_video", "checkpoint_every", "clip_coef",
-    "clip_vloss", "cuda", "ent_coef", "env_backend", "env_id", "env_timeout", "eval_episodes", "execution",
+    "clip_vloss", "cuda", "ent_coef", "env_id", "env_timeout", "eval_episodes", "execution",
     "exp_name", "fp8", "gae_lambda", "gamma", "hidden_layers", "hidden_size", "keep_best", "keep_checkpoints",
     "learning_rate", "log_dir", "max_eval_steps", "max_grad_norm", "max_replay_steps", "normalize_advantages",
     "num_envs", "num_steps",
@@ -214,7 +214,7 @@ BAD_INPUT = [
     ("--env-id ../x", "--env-id '../x': must look like CartPole-v1"),
     ("--env-id=", "--env-id '': must look like"),
     ("--env-id /etc/passwd", "--env-id '/etc/passwd': must look like"),
-    ("--env-id this:Env-v0", "--env-id this:Env-v0: imports, and so runs, the module this; say --allow-import too"),
+    ("--env-id this:Env-v0", "--env-id this:Env-v0: imports, and so runs, the module this; add --allow-import"),
     ("--env-id CartPole-v99", "--env-id CartPole-v99: Environment version `v99` for environment `CartPole` doesn't"),
     ("--env-id Blackjack-v1", "--env-id Blackjack-v1: its observation space is Tuple.*supported is a Box"),
     ("--env-id DictObs-v0", "--env-id DictObs-v0: its observation space is Dict.*supported is a Box"),
@@ -222,7 +222,7 @@ BAD_INPUT = [
     ("--env-id MultiBinaryAction-v0", "--env-id MultiBinaryAction-v0: its action space is MultiBinary.*supported are"),
     ("--env-id ALE/Pong-v5", "--env-id ALE/Pong-v5: Namespace ALE not found"),
     ("--env-id Ant-v5", "--env-id Ant-v5: .*pip install"),
-    ("--env-id Blackjack-v1 --env-backend tensor", "Blackjack-v1: not written in tensors, .*; there are Acrobot"),
+    ("--env-id Blackjack-v1 --vectorization tensor", "Blackjack-v1: not written in tensors, .*; available are Acrobot"),
     ("--env-timeout 0", "--env-timeout 0.0: must be a finite number above 0"),
     ("--rank-timeout 0", "--rank-timeout 0.0: must be finite, at least 1"),
     ("--checkpoint-every 0", "--checkpoint-every '0': must be a time above 0 such as 90s"),
@@ -248,11 +248,11 @@ BAD_INPUT = [
         r"--env-id DiscHuge-v0: its action space is Discrete\(10000000000\); .* at most 1,048,576",
     ),
     (
-        "--env-id Askew-v0 --env-backend tensor",
+        "--env-id Askew-v0 --vectorization tensor",
         r"Askew.reward: gives shape \(5, 1\); must be \(5,\) with 5 environments",
     ),
-    ("--env-id Askew-v0", "--env-id Askew-v0: is written in tensors; say --env-backend tensor too"),
-    ("--env-id Other-v0 --env-backend tensor", "module:Name imports the module that has another"),
+    ("--env-id Askew-v0", "--env-id Askew-v0: exists in tensors only; add --vectorization tensor"),
+    ("--env-id Other-v0 --vectorization tensor", "and with module:Name whatever that module registers"),
 ]
 
 

@@ -19,7 +19,7 @@ from tests.programs.launch import (
 )
 from tests.programs.test_programs import SMALL
 
-TENSORS = ("--env-backend", "tensor", "--no-shared-encoder")
+TENSORS = ("--vectorization", "tensor", "--no-shared-encoder")
 
 
 def test_a_compiled_run_on_two_ranks_ends_near_the_eager_one() -> None:
