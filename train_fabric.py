@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from lightning.fabric import Fabric
@@ -18,7 +18,7 @@ from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor
 
 from rl.cli import command_line
-from rl.config import CONFIGS, Config
+from rl.config import CONFIGS, Config, Precision
 from rl.dist.launch import local_rank
 from rl.dist.ranks import Ranks
 from rl.errors import require
@@ -40,13 +40,12 @@ def main(config: Config[AnyLearner]) -> None:
     learner = config.learner
     strategy = os.environ.get("LT_STRATEGY", "auto")
     require(strategy.startswith(("auto", "ddp")), "--strategy", strategy, "gradients are averaged by ddp here")
-    accelerator = "cuda" if config.cuda else os.environ.get("LT_ACCELERATOR", "cpu")
-    on_gpus = accelerator in ("cuda", "gpu") or (accelerator == "auto" and torch.cuda.is_available())
-    envs = config.make_envs(torch.device("cuda", local_rank()) if on_gpus else torch.device("cpu"))
-    folder = open_run(config, PROGRAM, "nccl" if on_gpus else "gloo")
+    envs = config.make_envs(torch.device("cuda", local_rank()) if config.cuda else torch.device("cpu"))
+    folder = open_run(config, PROGRAM, "nccl" if config.cuda else "gloo")
     logger = TensorBoardLogger(folder.path, name="", version="", default_hp_metric=False, purge_step=folder.purge_step)
     # Fabric takes --accelerator, --devices, --strategy and --precision of `fabric run` from the environment.
     precision_flag = None if "LT_PRECISION" in os.environ else config.precision
+    accelerator = "cuda" if config.cuda else os.environ.get("LT_ACCELERATOR", "cpu")
     fabric = Fabric(accelerator=accelerator, loggers=logger, precision=precision_flag)
     # What runs: on a CPU Fabric makes 16-mixed bf16-mixed.
     config = replace(config, precision=cast(Any, fabric.strategy.precision.precision))
@@ -123,5 +122,22 @@ def main(config: Config[AnyLearner]) -> None:
         run.finish()
 
 
+def told_to_fabric() -> dict[str, Any]:
+    """The flags that `fabric run` has taken as its own options and left in the environment, by their field in `Config`.
+
+    Raises:
+        UserError: There is no such precision.
+    """
+    told: dict[str, Any] = {}
+    if (precision := os.environ.get("LT_PRECISION")) is not None:
+        told["precision"] = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(precision, precision)
+        known = get_args(Precision)
+        require(told["precision"] in known, "--precision", precision, f"must be one of {', '.join(known)}")
+    accelerator = os.environ.get("LT_ACCELERATOR", "cpu")
+    if accelerator in ("cuda", "gpu") or (accelerator == "auto" and torch.cuda.is_available()):
+        told["cuda"] = True
+    return told
+
+
 if __name__ == "__main__":
-    command_line(main, CONFIGS, PROGRAM)
+    command_line(main, CONFIGS, PROGRAM, told_to_fabric)

@@ -41,6 +41,7 @@ from rl.run.logger import Averages
 from rl.run.run import Run
 from rl.run.state import State, learning
 from rl.seeding import Shuffle
+from train_fabric import told_to_fabric
 
 ALONE = Ranks()
 CPU = torch.device("cpu")
@@ -60,8 +61,6 @@ def main(config: DecoupledConfig) -> None:
     """One training run."""
     strategy = os.environ.pop("LT_STRATEGY", "auto")
     require(strategy.startswith(("auto", "ddp")), "--strategy", strategy, "gradients are averaged by ddp here")
-    accelerator = os.environ.pop("LT_ACCELERATOR", "auto")
-    require(accelerator in ("auto", "cpu"), "--accelerator", accelerator, "say --cuda after the program instead")
     # What the ranks do differs, so each has a Fabric of its own, on one device.
     os.environ |= {"LT_DEVICES": "1", "LT_NUM_NODES": "1"}
     (player if rank() == PLAYER else trainer)(config)
@@ -243,5 +242,12 @@ def make_exchange(config: DecoupledConfig, env: Envs, policy: Agent, device: tor
     )
 
 
+def told() -> dict[str, Any]:
+    """What `fabric run` was told, apart from the accelerator: --cuda chooses that here, for the trainers alone."""
+    accelerator = os.environ.pop("LT_ACCELERATOR", "auto")
+    require(accelerator in ("auto", "cpu"), "--accelerator", accelerator, "say --cuda after the program instead")
+    return told_to_fabric()
+
+
 if __name__ == "__main__":
-    command_line(main, {"ppo": DecoupledConfig()}, PROGRAM)
+    command_line(main, {"ppo": DecoupledConfig()}, PROGRAM, told)

@@ -1,6 +1,6 @@
 """Whether a long run keeps its speed and its memory: a row for every tenth of it.
 
-python benchmarks/endurance.py --flags="--vectorization tensor --execution compiled --total-timesteps 5000000"
+python benchmarks/endurance.py --flags="--vectorization tensor --execution compile --total-timesteps 5000000"
 """
 
 import re
@@ -21,7 +21,7 @@ LINE = re.compile(r"^([\d,]+) of [\d,]+ steps")
 class Arguments:
     """Watches one run of a program on one rank."""
 
-    flags: str = "--vectorization tensor --execution compiled --total-timesteps 5000000"
+    flags: str = "--vectorization tensor --execution compile --total-timesteps 5000000"
     """Flags of the program."""
     program: str = "train_fabric.py"
     """The program."""

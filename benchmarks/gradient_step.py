@@ -60,7 +60,7 @@ def compiled(rows: Rows, ranks: Ranks, autocast: torch.dtype | None = None) -> C
     module = policy()
     weights = Weights(module)
     optimizer = make_adam(weights, 1e-3, fused=True)
-    step = GradientStep(PPO(), module, weights, optimizer, ranks, Execution("compiled"), autocast=autocast)
+    step = GradientStep(PPO(), module, weights, optimizer, ranks, Execution("compile"), autocast=autocast)
     return lambda: step(rows)
 
 

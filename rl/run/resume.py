@@ -14,10 +14,10 @@ from rl.config import Config, flat
 from rl.dist.launch import rank, world_size
 from rl.envs.make import EnvConfig
 from rl.errors import CheckpointError, NothingToResumeError, how_ended, one_line
+from rl.keep import Keep
 from rl.models.agent import Network
 from rl.run.checkpoint import MISFITS, agent_of, check_types, from_bytes, read_checkpoint
 from rl.run.folder import folder_stem, kept_checkpoints, run_of
-from rl.run.keep import Keep
 
 ConfigType = TypeVar("ConfigType", bound=Config[Any])
 

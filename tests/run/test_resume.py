@@ -27,7 +27,7 @@ from tests import probes  # noqa: F401 (registers them)
 from tests.programs.launch import log_of, succeeded, torchrun
 from tests.states import differences, final_state
 
-FLAGS = ["--num-envs", "3", "--num-steps", "32", "--hidden-size", "16", "--eval-episodes", "1"]
+FLAGS = ["--num-envs", "3", "--num-steps", "32", "--hidden-sizes", "16", "16", "--eval-episodes", "1"]
 FLAGS += ["--execution", "eager", "--no-keep-best"]
 NUM_UPDATES = 8
 
@@ -366,7 +366,7 @@ def test_the_newest_checkpoints_stay_and_the_best(monkeypatch: pytest.MonkeyPatc
             "the run has --vectorization auto, not tensor; leave the flag out",
         ),
         ("--resume RUN --env-id CartPole-v1", 65, "the run has --env-id CustomEnv-v0, not CartPole-v1; leave the flag"),
-        ("--resume RUN --hidden-size 8", 65, "the run has --hidden-size 16, not 8"),
+        ("--resume RUN --hidden-sizes 8 8", 65, "the run has --hidden-sizes 16 16, not 8 8"),
         ("--resume RUN --num-steps 16", 65, "the run has --num-steps 32, not 16"),
         ("--resume RUN --seed 2", 65, "the run has --seed 1, not 2"),
         ("--resume RUN --precision bf16-true", 65, "the run has --precision 32-true, whose weights bf16-true cannot"),
