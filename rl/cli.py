@@ -30,12 +30,7 @@ from rl.run.resume import check_goes_on, config_of, find_checkpoint, is_complete
 ConfigType = TypeVar("ConfigType", bound=Config[Any])
 OPTIONAL = tyro.constructors.ConstructorRegistry()
 
-# How flags of earlier versions are spelled now.
-RENAMED = {
-    "--execution compiled": "--execution compile",
-    "--execution captured": "--execution cudagraphs",
-}
-RESIZED = ("--hidden-size", "--hidden-layers")  # which are --hidden-sizes now
+RENAMED = {"compiled": "compile", "captured": "cudagraphs"}  # values of --execution in earlier versions
 
 
 def command_line(
@@ -142,7 +137,8 @@ def read_flags(
     _, notes = in_new_spelling(arguments, choices[learner_of(arguments, choices)].network.hidden_sizes)
     for note in notes if rank() == 0 else ():
         print(note, file=sys.stderr)
-    return config, checkpoint
+    # Absolute from now on, since an environment may change the working folder.
+    return replace(config, log_dir=os.path.abspath(config.log_dir)), checkpoint
 
 
 def learner_of(arguments: list[str], choices: Mapping[str, Config[Any]]) -> str:
@@ -196,8 +192,7 @@ def parse(arguments: list[str], choices: Mapping[str, ConfigType]) -> ConfigType
         del os.environ["COLUMNS"]
         if columns is not None:
             os.environ["COLUMNS"] = columns
-    # Made absolute now, since an environment may change the working folder.
-    return cast(ConfigType, replace(config, log_dir=os.path.abspath(os.path.expanduser(config.log_dir))))
+    return cast(ConfigType, replace(config, log_dir=os.path.expanduser(config.log_dir)))
 
 
 def described(config: Config[Any], choices: Mapping[str, Config[Any]]) -> str:
@@ -241,32 +236,27 @@ def in_new_spelling(flags: list[str], hidden_sizes: tuple[int, ...]) -> tuple[li
 
     `hidden_sizes` are the defaults, which decide where --hidden-size or --hidden-layers is given alone.
     """
-    old_flags = {*RESIZED, *(old.split()[0] for old in RENAMED)}
     kept: list[str] = []
     sizes: dict[str, str] = {}
-    notes: list[str] = []
+    changes: dict[str, str] = {}
     words = iter(flags)
     for word in words:
         flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-")
-        if flag not in old_flags:
+        if flag not in ("--hidden-size", "--hidden-layers", "--execution"):
             kept.append(word)
             continue
         value = value if equals else next(words, "")
-        new = RENAMED.get(f"{flag} {value}")
-        if flag in RESIZED:
-            sizes[flag] = value
-        elif new is None:
-            kept += [flag, value]
+        if flag == "--execution":
+            changes[f"{flag} {value}"] = f"{flag} {RENAMED.get(value, value)}"
         else:
-            kept += new.split()
-            notes.append(f"note: {flag} {value} is now {new}")
+            sizes[flag] = value
     if sizes:
+        width = sizes.get("--hidden-size", str(hidden_sizes[0]))
         depth = sizes.get("--hidden-layers", str(len(hidden_sizes)))
         fits = re.fullmatch(r"\d{1,9}", depth) is not None and 1 <= int(depth) <= LARGEST_DEPTH
         require(fits, "--hidden-layers", depth, f"must be 1 to {LARGEST_DEPTH:,}")
-        resized = ["--hidden-sizes", *int(depth) * [sizes.get("--hidden-size", str(hidden_sizes[0]))]]
-        kept += resized
         given = " ".join(f"{flag} {value}" for flag, value in sizes.items())
-        notes.append(f"note: {given} is now {' '.join(resized)}")
-    return kept, notes
+        changes[given] = " ".join(["--hidden-sizes", *int(depth) * [width]])
+    respelled = [word for new in changes.values() for word in new.split()]
+    return kept + respelled, [f"note: {old} is now {new}" for old, new in changes.items() if old != new]

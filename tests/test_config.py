@@ -130,7 +130,7 @@ def test_the_readmes_commands_have_flags_that_can_work(monkeypatch: pytest.Monke
         ("reinforce --hidden-layers 2", "reinforce --hidden-sizes 128 128"),
         ("--hidden-size 4 --hidden-size 8", "--hidden-sizes 8 8"),
         ("--execution compiled", "--execution compile"),
-        ("--execution=captured --seed 2", "--execution cudagraphs --seed 2"),
+        ("--execution=captured --seed 2", "--seed 2 --execution cudagraphs"),
         ("--execution eager", "--execution eager"),
     ],
 )
