@@ -22,6 +22,7 @@ from rl.compilers import keep_caches_private
 from rl.config import CONFIGS, Config
 from rl.dist.launch import check_variables, end_with_launcher, rank, take_slurm_ranks
 from rl.dist.ranks import choose_threads
+from rl.envs.make import has_tensor_form
 from rl.errors import USAGE_ERROR, CheckpointError, UserError, let_rank_0_speak, note_end, reported, require
 from rl.models.agent import LARGEST_DEPTH
 from rl.run.evaluation import check_video
@@ -30,7 +31,12 @@ from rl.run.resume import check_goes_on, config_of, find_checkpoint, is_complete
 ConfigType = TypeVar("ConfigType", bound=Config[Any])
 OPTIONAL = tyro.constructors.ConstructorRegistry()
 
-RENAMED = {"compiled": "compile", "captured": "cudagraphs"}  # values of --execution in earlier versions
+RENAMED = {  # flags of earlier versions
+    "--execution compiled": "--execution compile",
+    "--execution captured": "--execution cudagraphs",
+    "--env-backend tensor": "--vectorization tensor",
+    "--env-backend gymnasium": "",
+}
 
 
 def command_line(
@@ -71,7 +77,8 @@ def command_line(
             if is_complete(resumed, config):
                 return
         settle_process(config)
-        main(config)
+        wants_gymnasium = any(re.match("--env[-_]backend", word) for word in sys.argv)
+        main(config if resumed is not None or wants_gymnasium else with_tensor_form(config))
 
 
 def settle_process(config: Config[Any]) -> None:
@@ -88,6 +95,22 @@ def settle_process(config: Config[Any]) -> None:
     if config.torch_deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+
+
+def with_tensor_form(config: ConfigType) -> ConfigType:
+    """Takes `--vectorization auto` to mean the environment's tensor form where rollouts are compiled; says so.
+
+    The flags of the run then name that form, so a resumed run keeps it whatever its length.
+    """
+    if config.env.vectorization != "auto" or config.collects_eagerly() or not has_tensor_form(config.env):
+        return config
+    if rank() == 0:
+        print(
+            f"note: a run of this length is compiled, with {config.env.env_id} in its tensor form; for Gymnasium's form"
+            " use --vectorization native or sync",
+            file=sys.stderr,
+        )
+    return replace(config, env=replace(config.env, vectorization="tensor"))
 
 
 def mend_streams() -> None:
@@ -243,14 +266,14 @@ def in_new_spelling(flags: list[str], hidden_sizes: tuple[int, ...]) -> tuple[li
     for word in words:
         flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-")
-        if flag not in ("--hidden-size", "--hidden-layers", "--execution"):
+        if flag not in ("--hidden-size", "--hidden-layers", "--execution", "--env-backend"):
             kept.append(word)
             continue
         value = value if equals else next(words, "")
-        if flag == "--execution":
-            changes[f"{flag} {value}"] = f"{flag} {RENAMED.get(value, value)}"
-        else:
+        if flag.startswith("--hidden"):
             sizes[flag] = value
+        else:
+            changes[f"{flag} {value}"] = RENAMED.get(f"{flag} {value}", f"{flag} {value}")
     if sizes:
         width = sizes.get("--hidden-size", str(hidden_sizes[0]))
         depth = sizes.get("--hidden-layers", str(len(hidden_sizes)))
@@ -259,4 +282,5 @@ def in_new_spelling(flags: list[str], hidden_sizes: tuple[int, ...]) -> tuple[li
         given = " ".join(f"{flag} {value}" for flag, value in sizes.items())
         changes[given] = " ".join(["--hidden-sizes", *int(depth) * [width]])
     respelled = [word for new in changes.values() for word in new.split()]
-    return kept + respelled, [f"note: {old} is now {new}" for old, new in changes.items() if old != new]
+    instead = {old: new or "--vectorization native or sync" for old, new in changes.items() if old != new}
+    return kept + respelled, [f"note: {old} is now {new}" for old, new in instead.items()]

@@ -86,6 +86,11 @@ class Config(Generic[LearnerType]):
         """Whether rollouts are collected on a GPU."""
         return self.cuda
 
+    def collects_eagerly(self) -> bool:
+        """Whether rollouts are collected by tensor code that is neither compiled nor recorded."""
+        device = torch.device("cuda" if self.collects_on_gpu() else "cpu")
+        return self.runs_eagerly(device) or (device.type == "cpu" and compiler_missing(device) is not None)
+
     def rows_per_rank(self) -> int:
         """Number of rows that a rank learns from in an epoch."""
         return self.env.num_envs * self.learner.num_steps
@@ -191,15 +196,16 @@ class Config(Generic[LearnerType]):
         num_weights = sum(i * o for i, o in pairwise(sizes)) * (1 if self.network.shared_encoder else 2)
         num_envs, num_steps = self.env.num_envs, self.learner.num_steps
         buffer_size = getattr(self.learner, "buffer_size", 0)
+        num_bytes = {
+            f"--num-envs {num_envs} × --num-steps {num_steps}": row_bytes * num_envs * num_steps,
+            f"--buffer-size {buffer_size}": row_bytes * buffer_size,
+            "--hidden-sizes": 4 * 4 * num_weights,  # with gradients and Adam's two moments
+        }
         has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / local_world_size()
-        for flags, num_bytes in (
-            (f"--num-envs {num_envs} × --num-steps {num_steps}", row_bytes * num_envs * num_steps),
-            (f"--buffer-size {buffer_size}", row_bytes * buffer_size),
-            ("--hidden-sizes", 4 * 4 * num_weights),  # with gradients and Adam's two moments
-        ):
-            if num_bytes >= has:
-                gib, has_gib = f"{num_bytes / 2**30:,.1f} GiB", f"{has / 2**30:,.1f} GiB"
-                raise UserError(f"{flags}: takes {gib} of memory, but a rank has {has_gib}")
+        for flags, takes in num_bytes.items():
+            gib = f"takes {takes / 2**30:,.1f} GiB of memory, but a rank has {has / 2**30:,.1f} GiB"
+            if takes >= has:
+                raise UserError(f"{flags}: {gib}")
 
     def check_devices(self) -> None:
         """Raises `UserError` where the GPUs that the flags ask for are missing."""

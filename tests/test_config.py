@@ -121,24 +121,81 @@ def test_the_readmes_commands_have_flags_that_can_work(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("old", "new", "note"),
     [
-        ("--hidden-size 8 --hidden-layers 3", "--hidden-sizes 8 8 8"),
-        ("--hidden_layers=3 --seed 2 --hidden-size=8", "--seed 2 --hidden-sizes 8 8 8"),
-        ("--hidden-size 8", "--hidden-sizes 8 8"),
-        ("reinforce --hidden-size 8", "reinforce --hidden-sizes 8"),
-        ("reinforce --hidden-layers 2", "reinforce --hidden-sizes 128 128"),
-        ("--hidden-size 4 --hidden-size 8", "--hidden-sizes 8 8"),
-        ("--execution compiled", "--execution compile"),
-        ("--execution=captured --seed 2", "--seed 2 --execution cudagraphs"),
-        ("--execution eager", "--execution eager"),
+        ("--hidden-size 8 --hidden-layers 3", "--hidden-sizes 8 8 8", "--hidden-sizes 8 8 8"),
+        ("--hidden_layers=3 --seed 2 --hidden-size=8", "--seed 2 --hidden-sizes 8 8 8", "--hidden-sizes 8 8 8"),
+        ("--hidden-size 8", "--hidden-sizes 8 8", "--hidden-sizes 8 8"),
+        ("reinforce --hidden-size 8", "reinforce --hidden-sizes 8", "--hidden-sizes 8"),
+        ("reinforce --hidden-layers 2", "reinforce --hidden-sizes 128 128", "--hidden-sizes 128 128"),
+        ("--hidden-size 4 --hidden-size 8", "--hidden-sizes 8 8", "--hidden-sizes 8 8"),
+        ("--execution compiled", "--execution compile", "--execution compile"),
+        ("--execution=captured --seed 2", "--seed 2 --execution cudagraphs", "--execution cudagraphs"),
+        ("--execution eager", "--execution eager", None),
+        ("--env-backend tensor --vectorization auto", "--vectorization tensor", "--vectorization tensor"),
+        ("--env-backend=gymnasium", "", "--vectorization native or sync"),
     ],
 )
-def test_flags_of_earlier_versions_mean_what_they_meant(old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_of_earlier_versions_mean_what_they_meant(
+    old: str, new: str, note: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert read_flags(old.split(), CONFIGS, "torch_logs") == read_flags(new.split(), CONFIGS, "torch_logs")
-    notes = capsys.readouterr().err.splitlines()
-    assert all(note.startswith("note: --") and note.partition(" is now ")[2] in new for note in notes)
-    assert len(notes) == (old != new)
+    notes = [line.partition(" is now ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert notes == ([] if note is None else [note])
+
+
+LONG = "--total-timesteps 100000000"
+
+
+@pytest.mark.parametrize(
+    ("flags", "vectorization"),
+    [
+        ("", "auto"),
+        (LONG, "tensor"),
+        (f"{LONG} --execution eager", "auto"),
+        ("--execution compile", "tensor"),
+        (f"{LONG} --vectorization native", "native"),
+        (f"{LONG} --env-backend gymnasium", "auto"),
+        (f"{LONG} --env-id LunarLander-v3", "auto"),
+        (f"reinforce {LONG}", "auto"),
+    ],
+)
+def test_a_run_that_is_compiled_takes_the_tensor_form_of_its_environment(
+    flags: str, vectorization: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Config[Any]] = []
+    monkeypatch.setattr(sys, "argv", ["train_torch.py", *flags.split()])
+    command_line(seen.append, CONFIGS, train_torch.PROGRAM)
+    assert seen[0].env.vectorization == vectorization
+    took = vectorization == "tensor"
+    assert ("in its tensor form; for Gymnasium's form use --vectorization" in capsys.readouterr().err) == took
+
+
+def test_a_resumed_run_keeps_the_form_of_its_environment_however_long_it_becomes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Config[Any]] = []
+    short = "--num-envs 2 --num-steps 8 --total-timesteps 32 --hidden-sizes 8 --eval-episodes 1"
+    for flags, main in ((short, train_torch.main), (f"--resume auto {LONG}", seen.append)):
+        monkeypatch.setattr(sys, "argv", ["train_torch.py", *flags.split()])
+        command_line(main, CONFIGS, train_torch.PROGRAM)
+    assert not seen[0].collects_eagerly() and seen[0].env.vectorization == "auto"
+
+
+def test_without_a_compiler_no_run_takes_a_tensor_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert Config(total_timesteps=100_000_000).collects_eagerly()
+
+
+@pytest.mark.parametrize(
+    ("flags", "eagerly"), [("--cuda", True), ("--cuda --player-on-gpu", False), (f"--cuda {LONG}", False)]
+)
+def test_it_is_the_player_whose_rollouts_are_compiled(
+    flags: str, eagerly: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert parse(flags.split(), {"ppo": DecoupledConfig()}).collects_eagerly() == eagerly
+    assert not parse(["--cuda"], CONFIGS).collects_eagerly()
 
 
 def test_a_learner_is_chosen_by_its_name_with_defaults_of_its_own_and_ppo_without_one() -> None:

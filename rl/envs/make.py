@@ -41,8 +41,8 @@ class EnvConfig:
     """Number of environments of each rank."""
     vectorization: Literal["auto", "sync", "async", "native", "tensor"] = "auto"
     """How a rank steps its environments: sync, one after the other; async, each in a process; native, by the batched
-    class of the environment; tensor, by its form in tensors, on the learner's device; auto, native if there is such a
-    class, else sync."""
+    class of the environment; tensor, by its form in tensors, on the learner's device; auto, the first that there
+    is of tensor (where the run is long enough to be compiled), native and sync."""
     allow_import: bool = False
     """Let --env-id import a module, and so run its code."""
     env_timeout: float = 120.0
