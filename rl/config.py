@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
@@ -192,20 +191,19 @@ class Config(Generic[LearnerType]):
         """Raises `UserError` for rollouts, a replay buffer or a network larger than a rank's part of the memory."""
         action_size = len(spaces.actions.low) if isinstance(spaces.actions, BoxActions) else 2  # an int64
         row_bytes = 4 * (2 * spaces.obs_size + action_size + 8)
-        sizes = (spaces.obs_size, *self.network.hidden_sizes)
-        num_weights = sum(i * o for i, o in pairwise(sizes)) * (1 if self.network.shared_encoder else 2)
         num_envs, num_steps = self.env.num_envs, self.learner.num_steps
         buffer_size = getattr(self.learner, "buffer_size", 0)
         num_bytes = {
             f"--num-envs {num_envs} × --num-steps {num_steps}": row_bytes * num_envs * num_steps,
             f"--buffer-size {buffer_size}": row_bytes * buffer_size,
-            "--hidden-sizes": 4 * 4 * num_weights,  # with gradients and Adam's two moments
+            # Weights, their gradients, and Adam's two moments.
+            "--hidden-sizes": 4 * 4 * self.network.num_weights(spaces.obs_size),
         }
         has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / local_world_size()
         for flags, takes in num_bytes.items():
-            gib = f"takes {takes / 2**30:,.1f} GiB of memory, but a rank has {has / 2**30:,.1f} GiB"
             if takes >= has:
-                raise UserError(f"{flags}: {gib}")
+                gib, has_gib = f"{takes / 2**30:,.1f} GiB", f"{has / 2**30:,.1f} GiB"
+                raise UserError(f"{flags}: takes {gib} of memory, but a rank has {has_gib}")
 
     def check_devices(self) -> None:
         """Raises `UserError` where the GPUs that the flags ask for are missing."""

@@ -39,6 +39,11 @@ class Network:
             require(size >= 1, "--hidden-sizes", size, "must be at least 1")
             require(size <= LARGEST_WIDTH, "--hidden-sizes", size, f"must be at most {LARGEST_WIDTH:,}")
 
+    def num_weights(self, obs_size: int) -> int:
+        """Number of weights between the hidden layers and below them."""
+        sizes = (obs_size, *self.hidden_sizes)
+        return sum(i * o for i, o in itertools.pairwise(sizes)) * (1 if self.shared_encoder else 2)
+
 
 class Agent(nn.Module):
     """An actor and a critic, on one encoder or on two; initial weights come from torch's global generator."""
