@@ -7,7 +7,7 @@ if __name__ == "__main__":  # without a traceback, until there is something to s
 
 import os
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from lightning.fabric import Fabric
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from rl.cli import command_line
-from rl.config import CONFIGS, Config
+from rl.config import CONFIGS, Config, Precision
 from rl.dist.ranks import Ranks
 from rl.errors import require
 from rl.learners.learner import Metrics
@@ -90,15 +90,21 @@ def precision_of(fabric: Fabric) -> tuple[str, Any]:
 
 
 def told_to_fabric() -> dict[str, Any]:
-    """What `fabric run` was told, as flags of the program."""
+    """The flags that `fabric run` has taken as its own options and left in the environment, by their field in `Config`.
+
+    Raises:
+        UserError: There is no such precision, or it was told another strategy than DDP.
+    """
     strategy = os.environ.get("LT_STRATEGY", "auto")
     require(strategy.startswith(("auto", "ddp")), "--strategy", strategy, "gradients are averaged by ddp here")
-    accelerator = os.environ.get("LT_ACCELERATOR", "cpu")
     told: dict[str, Any] = {}
+    if (precision := os.environ.get("LT_PRECISION")) is not None:
+        told["precision"] = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(precision, precision)
+        known = get_args(Precision)
+        require(told["precision"] in known, "--precision", precision, f"must be one of {', '.join(known)}")
+    accelerator = os.environ.get("LT_ACCELERATOR", "cpu")
     if accelerator in ("cuda", "gpu") or (accelerator == "auto" and torch.cuda.is_available()):
         told["cuda"] = True
-    if "LT_PRECISION" in os.environ:
-        told["precision"] = os.environ["LT_PRECISION"]
     return told
 
 

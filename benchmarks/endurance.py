@@ -1,6 +1,6 @@
 """Shows whether speed and memory of a long run stay constant, with a row for every tenth of the run.
 
-python benchmarks/endurance.py --flags="--env-backend tensor --execution compiled --total-timesteps 5000000"
+python benchmarks/endurance.py --flags="--vectorization tensor --execution compile --total-timesteps 5000000"
 """
 
 import re
@@ -21,7 +21,7 @@ LINE = re.compile(r"^([\d,]+) of [\d,]+ steps")
 class Arguments:
     """Observes one run of a program on one rank."""
 
-    flags: str = "--env-backend tensor --execution compiled --total-timesteps 5000000"
+    flags: str = "--vectorization tensor --execution compile --total-timesteps 5000000"
     """Flags of the program."""
     program: str = "train_fabric.py"
     """The program."""

@@ -60,8 +60,7 @@ def compiled(rows: Rows, ranks: Ranks, autocast: torch.dtype | None = None) -> C
     module = policy()
     weights = Weights(module)
     optimizer = make_adam(weights, 1e-3, fused=True)
-    learner = PPOConfig().build()
-    step = GradientStep(learner, module, weights, optimizer, ranks, Execution("compiled"), autocast=autocast)
+    step = GradientStep(PPOConfig().build(), module, weights, optimizer, ranks, Execution("compile"), autocast=autocast)
     return lambda: step(rows)
 
 

@@ -23,7 +23,7 @@ PROBLEMS = {
     "the bare command": (2, "--execution eager"),
     "CartPole in Python, 8 a rank": (2, f"{CARTPOLE} --num-envs 8 --total-timesteps 120000 --execution eager"),
     "LunarLander, 2 a rank": (2, "--env-id LunarLander-v3 --num-envs 2 --total-timesteps 40000 --execution eager"),
-    "tensors, compiled": (1, "--env-backend tensor --execution compiled --total-timesteps 2000000"),
+    "tensors, compiled": (1, "--vectorization tensor --execution compile --total-timesteps 2000000"),
     "actor-critic": (2, "actor-critic --execution eager --total-timesteps 100000"),
 }
 

@@ -24,7 +24,7 @@ TASKS = {
     " --per-rank-batch-size 256 --no-normalize-values --vf-coef 0.5 --ent-coef 0.05",
     "reinforce": "reinforce",
     "reinforce-custom": "reinforce --env-id CustomEnv-v0 --gamma 0.95",
-    "width": "ppo --env-backend tensor --no-shared-encoder --eval-episodes 1",
+    "width": "ppo --vectorization tensor --no-shared-encoder --eval-episodes 1",
 }
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "32-true --fp8", "bf16-mixed --fp8")
 
@@ -57,7 +57,8 @@ def train(arguments: Arguments, seed: int, task: str, precision: str, width: int
     flags = f"{TASKS[task]} --precision {precision} --seed {seed}"
     if task == "width":
         num_envs = 16384 if cuda else 64
-        flags += f" --hidden-size {width} --num-envs {num_envs} --num-steps 32 --total-timesteps {num_envs * 32 * 20}"
+        flags += f" --hidden-sizes {width} {width} --num-envs {num_envs} --num-steps 32"
+        flags += f" --total-timesteps {num_envs * 32 * 20}"
     variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     all_flags = [*flags.split(), *(["--cuda"] * cuda)]
     scalars, _ = run_program("train_torch.py", all_flags, ranks=arguments.ranks, variables=variables)

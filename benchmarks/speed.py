@@ -69,9 +69,9 @@ def matrix_product_flops(way: Way) -> float:
 def ours(problem: Problem, way: Way) -> dict[str, Any]:
     """One training run of this project."""
     flags = [
-        *("--env-id", ENV_IDS[problem.env], "--env-backend", way.backend, "--execution", way.execution),
+        *("--env-id", ENV_IDS[problem.env], "--vectorization", way.vectorization, "--execution", way.execution),
         *("--num-envs", str(problem.num_envs // way.ranks), "--num-steps", str(problem.num_steps)),
-        *("--update-epochs", str(problem.epochs), "--hidden-size", str(problem.hidden)),
+        *("--update-epochs", str(problem.epochs), "--hidden-sizes", *2 * [str(problem.hidden)]),
         *("--per-rank-batch-size", str(problem.num_envs // way.ranks * problem.num_steps // problem.minibatches)),
         *("--total-timesteps", str(problem.total_timesteps), "--eval-episodes", "16"),
         *("--learning-rate", "1e-3", "--gamma", "0.99", "--ent-coef", "0.01"),

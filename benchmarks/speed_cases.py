@@ -34,8 +34,8 @@ class Way:
     ranks: int = 1
     threads: int = 1
     precision: str = "32-true"
-    execution: str = "compiled"
-    backend: str = "tensor"
+    execution: str = "compile"
+    vectorization: str = "tensor"
     cuda: bool = False
     shared: bool = False
 
@@ -69,7 +69,7 @@ SUITES: dict[str, list[Case]] = {
         Case(
             "CartPole in Python, 4, batch 64",
             PYTHON_CARTPOLE,
-            replace(TWO_RANKS, backend="gymnasium"),
+            replace(TWO_RANKS, vectorization="native"),
             goal="8,000 steps/s",
         ),
     ],
@@ -99,7 +99,7 @@ SUITES: dict[str, list[Case]] = {
         Case(
             f"{env}, {num_envs:,}, {precision}",
             Problem(env, num_envs, num_steps=32, total_timesteps=200 * num_envs * 32),
-            Way(precision=precision, execution="captured", cuda=True, shared=True),
+            Way(precision=precision, execution="cudagraphs", cuda=True, shared=True),
             ("jax",),
             {4096: "60 M steps/s, 3x jax", 16384: "150 M steps/s, 3x jax"}.get(num_envs, "3x jax"),
         )
@@ -115,5 +115,5 @@ def small(case: Case) -> Case:
     problem, way = case.problem, case.way
     num_envs = min(problem.num_envs, 64)
     steps = 6 * num_envs * problem.num_steps
-    way = replace(way, cuda=False, execution="compiled" if way.execution == "captured" else way.execution)
+    way = replace(way, cuda=False, execution="compile" if way.execution == "cudagraphs" else way.execution)
     return replace(case, problem=replace(problem, num_envs=num_envs, total_timesteps=steps), way=way)

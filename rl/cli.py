@@ -1,8 +1,8 @@
-"""From a command line to a program's body: what happens before any of them starts to work."""
+"""The command line: reads the flags, checks them, and settles what holds for the whole process."""
 
-import contextlib
 import io
 import os
+import re
 import shutil
 import signal
 import sys
@@ -10,35 +10,56 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_type_hints
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from rl.compilers import keep_caches_private
 from rl.config import CONFIGS, Config
 from rl.dist.launch import check_variables, end_with_launcher, rank, take_slurm_ranks
 from rl.dist.ranks import choose_threads
+from rl.envs.make import has_tensor_form
 from rl.errors import USAGE_ERROR, CheckpointError, UserError, let_rank_0_speak, note_end, reported, require
+from rl.models.agent import LARGEST_DEPTH
 from rl.run.evaluation import check_video
 from rl.run.resume import check_goes_on, config_of, find_checkpoint, is_complete
 
 ConfigType = TypeVar("ConfigType", bound=Config[Any])
+OPTIONAL = tyro.constructors.ConstructorRegistry()
+
+RENAMED = {  # flags of earlier versions
+    "--execution compiled": "--execution compile",
+    "--execution captured": "--execution cudagraphs",
+    "--env-backend tensor": "--vectorization tensor",
+    "--env-backend gymnasium": "",
+}
 
 
 def command_line(
-    main: Callable[[ConfigType], None], choices: Mapping[str, ConfigType], program: str, told: Any = dict
+    main: Callable[[ConfigType], None],
+    choices: Mapping[str, ConfigType],
+    program: str,
+    told: Callable[[], Mapping[str, Any]] = dict,
 ) -> None:
     """Runs a program: reads and checks the flags, settles what holds for the whole process, and calls `main`.
 
-    `program` is the folder that its runs are in, below the log folder.
+    Args:
+        main: What to do with the flags.
+        choices: Learners by name, with their defaults.
+        program: Folder of the program's runs, below the log folder.
+        told: Returns the flags that the launcher has taken as its own, by their field in `Config`; called once this
+            process knows its rank.
     """
     mend_streams()
     with reported():
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as programs have it while they import
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
-            signal.signal(signal.SIGUSR1, lambda *_: None)  # before the first update there is nothing to keep
+            signal.signal(signal.SIGUSR1, lambda *_: None)  # before the first update there is nothing to save
         end_with_launcher()
         try:
             take_slurm_ranks()
@@ -47,30 +68,53 @@ def command_line(
             raise UserError(str(error)) from None
         check_versions()
         note_repeated(sys.argv[1:])
-        os.umask(os.umask(0o022) | 0o022)  # others may read what a run leaves at the most
-        config, going_on = read_flags(sys.argv[1:], choices, program)
+        os.umask(os.umask(0o022) | 0o022)  # others may at most read what a run writes
+        config, resumed = read_flags(sys.argv[1:], choices, program)
+        config = replace(config, **told())
         config.check()
-        if going_on is not None:
-            check_goes_on(going_on, config)
-            if is_complete(going_on, config):
+        if resumed is not None:
+            check_goes_on(resumed, config)
+            if is_complete(resumed, config):
                 return
-        if config.env.allow_import:
-            sys.path.append(os.getcwd())  # launchers put the program's folder there alone
-        if config.capture_video:
-            # Frames are drawn to be kept: SDL need not look for a screen, and say "error: …" where there is none.
-            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-            check_video(config.env)
-        if config.execution != "eager":
-            keep_caches_private()
-        choose_threads()
-        if config.torch_deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-        main(config)
+        settle_process(config)
+        wants_gymnasium = any(re.match("--env[-_]backend", word) for word in sys.argv)
+        main(config if resumed is not None or wants_gymnasium else with_tensor_form(config))
+
+
+def settle_process(config: Config[Any]) -> None:
+    """Settles what holds for the whole process: import paths, caches, threads, determinism."""
+    if config.env.allow_import:
+        sys.path.append(os.getcwd())  # launchers add the program's folder only
+    if config.capture_video:
+        # Frames are only written to a file: SDL must not look for a screen and complain that there is none.
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        check_video(config.env)
+    if config.execution != "eager":
+        keep_caches_private()
+    choose_threads()
+    if config.torch_deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def with_tensor_form(config: ConfigType) -> ConfigType:
+    """Takes `--vectorization auto` to mean the environment's tensor form where rollouts are compiled; says so.
+
+    The flags of the run then name that form, so a resumed run keeps it whatever its length.
+    """
+    if config.env.vectorization != "auto" or config.collects_eagerly() or not has_tensor_form(config.env):
+        return config
+    if rank() == 0:
+        print(
+            f"note: a run of this length is compiled, with {config.env.env_id} in its tensor form; for Gymnasium's form"
+            " use --vectorization native or sync",
+            file=sys.stderr,
+        )
+    return replace(config, env=replace(config.env, vectorization="tensor"))
 
 
 def mend_streams() -> None:
-    """Has printing raise nothing where a stream is closed, or cannot encode what is said."""
+    """Lets printing succeed where a stream is closed or cannot encode the text."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
@@ -79,7 +123,7 @@ def mend_streams() -> None:
 
 
 def check_versions() -> None:
-    """Raises `UserError` where a library is older than what this program was written for."""
+    """Raises `UserError` where a library is older than this program needs."""
     for name, least in (("torch", "2.11"), ("gymnasium", "1.4")):
         found = version(name)
         require(
@@ -91,7 +135,7 @@ def check_versions() -> None:
 
 
 def note_repeated(arguments: list[str]) -> None:
-    """Says which flags are given more than once."""
+    """Tells the user which flags are given more than once."""
     flags = Counter(argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
     for flag in (flag for flag, number in flags.items() if number > 1 and rank() == 0):
         print(f"note: {flag} is given more than once; the last one holds", file=sys.stderr)
@@ -100,68 +144,143 @@ def note_repeated(arguments: list[str]) -> None:
 def read_flags(
     arguments: list[str], choices: Mapping[str, ConfigType], program: str
 ) -> tuple[ConfigType, dict[str, Any] | None]:
-    """The flags of a command line; with `--resume`, over those of the run, of which the checkpoint comes with them."""
+    """The flags of a command line; with `--resume`, over those of the run, whose checkpoint is returned too."""
     config, checkpoint = parse(arguments, choices), None
     if config.keep.resume is not None:
         config.check_names()
         resume = None
         if found := find_checkpoint(config, program):
-            resume, checkpoint = str(found[0]), found[1]
+            resume, checkpoint = os.path.abspath(found[0]), found[1]
             name, own = config_of(checkpoint, choices)
-            if arguments and arguments[0] in choices.keys() - {name}:
+            if arguments[0] in choices.keys() - {name}:
                 raise CheckpointError(f"--resume: the run is one of {name}, not of {arguments[0]}")
-            config = parse(arguments, {name: own, **{other: choices[other] for other in choices if other != name}})
+            choices = {name: own}
+            config = parse(arguments, choices)
         config = replace(config, keep=replace(config.keep, resume=resume))
-    # At once, since an environment may change the working folder.
-    resume = config.keep.resume and os.path.abspath(config.keep.resume)
-    config = replace(config, log_dir=os.path.abspath(config.log_dir), keep=replace(config.keep, resume=resume))
-    if (precision := os.environ.get("LT_PRECISION")) is not None:  # `fabric run` takes the flag as its own
-        known = get_args(get_type_hints(Config)["precision"])
-        precision = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(precision, precision)
-        require(precision in known, "--precision", precision, f"must be one of {', '.join(known)}")
-        config = replace(config, precision=cast(Any, precision))
-    return config, checkpoint
+    _, notes = in_new_spelling(arguments, choices[learner_of(arguments, choices)].network.hidden_sizes)
+    for note in notes if rank() == 0 else ():
+        print(note, file=sys.stderr)
+    # Absolute from now on, since an environment may change the working folder.
+    return replace(config, log_dir=os.path.abspath(config.log_dir)), checkpoint
+
+
+def learner_of(arguments: list[str], choices: Mapping[str, Config[Any]]) -> str:
+    """The learner that a command line names before all flags, or else the first.
+
+    Raises:
+        UserError: The program does not take that learner.
+    """
+    if not arguments or arguments[0] not in CONFIGS:
+        return next(iter(choices))
+    if arguments[0] not in choices:
+        raise UserError(f"{arguments[0]}: this program takes only {', '.join(choices)}; the others take that learner")
+    return arguments[0]
 
 
 def parse(arguments: list[str], choices: Mapping[str, ConfigType]) -> ConfigType:
-    """The flags of a command line, over the defaults of one of the learners; the first needs no name.
+    """The flags of a command line, over the defaults of its learner.
 
     Raises:
-        SystemExit: A flag is unknown, or its value of the wrong type; rank 0 has said so.
-        UserError: Another program takes that learner.
+        SystemExit: A flag is unknown or its value has the wrong type; rank 0 has printed which.
+        UserError: The program does not take that learner.
     """
-    if arguments and arguments[0] in CONFIGS.keys() - choices.keys():
-        raise UserError(f"{arguments[0]}: this program takes only {', '.join(choices)}; the others take that learner")
-    types = (
-        Annotated[flags_of(config), tyro.conf.subcommand(name, default=config, description=config.learner.__doc__)]
-        for name, config in choices.items()
-    )
-    union: Any = Union[tuple(types)]  # noqa: UP007 (a tuple of types)
+    name = learner_of(arguments, choices)
+    default, is_named = choices[name], arguments[:1] == [name]
+    # `Config` leaves the learner's type, and so its flags, open.
+    made: Any = Config[type(default.learner)] if type(default) is Config else type(default)  # type: ignore[misc]
+    flags, _ = in_new_spelling(arguments[is_named:], default.network.hidden_sizes)
     columns = os.environ.get("COLUMNS")
-    with contextlib.ExitStack() as stack:
-        if rank() != 0:
-            silence = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(silence))
-            stack.enter_context(contextlib.redirect_stderr(silence))
-        try:
-            settings = (tyro.conf.OmitArgPrefixes, tyro.conf.CascadeSubcommandArgs)
-            default = next(iter(choices.values()))
-            # Help that is a few letters wide takes tyro a minute.
-            os.environ["COLUMNS"] = str(max(40, shutil.get_terminal_size().columns))
-            config = cast(ConfigType, tyro.cli(union, args=arguments, default=default, config=settings))
-            return replace(config, log_dir=os.path.expanduser(config.log_dir))
-        except SystemExit as exit_:
-            if exit_.code == USAGE_ERROR:
-                let_rank_0_speak()
-                note_end(USAGE_ERROR, "a flag is unknown, or its value is; the program has said which")
-            raise
-        finally:
-            if columns is None:
-                del os.environ["COLUMNS"]
-            else:
-                os.environ["COLUMNS"] = columns
+    os.environ["COLUMNS"] = str(max(40, shutil.get_terminal_size().columns))  # tyro is very slow in a narrow terminal
+    try:
+        config = tyro.cli(
+            made,
+            prog=" ".join([Path(sys.argv[0]).name, *arguments[:is_named]]),
+            description=described(default, choices),
+            args=flags,
+            default=default,
+            config=(tyro.conf.OmitArgPrefixes,),
+            console_outputs=rank() == 0,
+            registry=OPTIONAL,
+        )
+    except BrokenPipeError:  # a reader of the help, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except SystemExit as exit_:
+        if exit_.code == USAGE_ERROR:
+            note_misplaced(flags, name)
+            let_rank_0_speak()
+            note_end(USAGE_ERROR, "a flag is unknown, or its value is; the program has said which")
+        raise
+    finally:
+        del os.environ["COLUMNS"]
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+    return cast(ConfigType, replace(config, log_dir=os.path.expanduser(config.log_dir)))
 
 
-def flags_of(config: Config[Any]) -> Any:
-    """The type whose fields are the flags: that of the configuration, which leaves the learner open, with it."""
-    return Config[type(config.learner)] if type(config) is Config else type(config)  # type: ignore[misc]
+def described(config: Config[Any], choices: Mapping[str, Config[Any]]) -> str:
+    """What the program does, for its help."""
+    if len(choices) == 1:
+        return str(config.__doc__)
+    first, *others = choices
+    learners = f"Learners: {first} (the default), {', '.join(others)}. Name one before all flags, also for its help."
+    return f"{config.learner.__doc__}\n\n{learners}"
+
+
+def note_misplaced(flags: list[str], learner: str) -> None:
+    """Tells the user which of the flags are another learner's, or a learner's name that does not come first."""
+    for word in flags if rank() == 0 else ():
+        field = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        takers = [name for name, config in CONFIGS.items() if field in config.flags()]
+        if word in CONFIGS:
+            print(f"note: {word}: the learner's name comes before all flags", file=sys.stderr)
+        elif word.startswith("--") and takers and learner not in takers:
+            print(f"note: {word} is a flag of {', '.join(takers)}, not of {learner}", file=sys.stderr)
+
+
+@OPTIONAL.primitive_rule
+def value_or_none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Lets help say INT, where tyro says {None}|INT, for flags that may be left out."""
+    kinds = [kind for kind in get_args(info.type) if kind is not NoneType]
+    if len(kinds) != 1 or NoneType not in get_args(info.type):
+        return None
+    spec = OPTIONAL.get_primitive_spec(PrimitiveTypeInfo.make(kinds[0], info.markers))
+    assert isinstance(spec, PrimitiveConstructorSpec)
+    return replace(
+        spec,
+        instance_from_str=lambda words: None if words == ["None"] else spec.instance_from_str(words),
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
+    )
+
+
+def in_new_spelling(flags: list[str], hidden_sizes: tuple[int, ...]) -> tuple[list[str], list[str]]:
+    """The flags with those of earlier versions as they are spelled now, and a note on each.
+
+    `hidden_sizes` are the defaults, which decide where --hidden-size or --hidden-layers is given alone.
+    """
+    kept: list[str] = []
+    sizes: dict[str, str] = {}
+    changes: dict[str, str] = {}
+    words = iter(flags)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        flag = flag.replace("_", "-")
+        if flag not in ("--hidden-size", "--hidden-layers", "--execution", "--env-backend"):
+            kept.append(word)
+            continue
+        value = value if equals else next(words, "")
+        if flag.startswith("--hidden"):
+            sizes[flag] = value
+        else:
+            changes[f"{flag} {value}"] = RENAMED.get(f"{flag} {value}", f"{flag} {value}")
+    if sizes:
+        width = sizes.get("--hidden-size", str(hidden_sizes[0]))
+        depth = sizes.get("--hidden-layers", str(len(hidden_sizes)))
+        fits = re.fullmatch(r"\d{1,9}", depth) is not None and 1 <= int(depth) <= LARGEST_DEPTH
+        require(fits, "--hidden-layers", depth, f"must be 1 to {LARGEST_DEPTH:,}")
+        given = " ".join(f"{flag} {value}" for flag, value in sizes.items())
+        changes[given] = " ".join(["--hidden-sizes", *int(depth) * [width]])
+    respelled = [word for new in changes.values() for word in new.split()]
+    instead = {old: new or "--vectorization native or sync" for old, new in changes.items() if old != new}
+    return kept + respelled, [f"note: {old} is now {new}" for old, new in instead.items()]

@@ -1,7 +1,13 @@
-"""How functions of tensors are run: as they stand, compiled by Inductor, or captured in CUDA graphs.
+"""Runs functions of tensors eagerly, compiled by Inductor, or as CUDA graphs.
 
-Such a function looks at no number (no `.item()`, no `if tensor`), keeps its shapes, and makes no tensor from Python
-numbers on a GPU. Whatever it changes in place, it names as its `state`.
+Small networks spend most of an update in Python and in kernel launches. The same functions therefore run in one of
+three modes: "eager"; "compile", through `torch.compile`; or "cudagraphs", which records the launches of the compiled
+function once and replays them. There is one version of the code, so a mode changes rounding and nothing else.
+
+To be compiled and recorded, a function must not read the numbers in its tensors (no `.item()`, no `if tensor`), must
+keep its shapes, and on a GPU must make no tensor from Python numbers. It may mutate only the tensors that its caller
+lists as `state`. Compiling takes seconds, so every function is compiled once for each signature of its arguments, on
+the first call, and without the guards by which `torch.compile` usually notices that something else has changed.
 """
 
 import os
@@ -15,77 +21,75 @@ from torch._higher_order_ops.scan import scan as compiled_scan
 
 from rl.compilers import compiler_missing, cxx
 
-Mode = Literal["eager", "compiled", "captured"]
+Mode = Literal["eager", "compile", "cudagraphs"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 Carry = TypeVar("Carry", bound=tuple[Tensor, ...])  # a NamedTuple of tensors
 Output = TypeVar("Output", bound=tuple[Tensor, ...])  # likewise
 
-# On two cores a compiled gradient step saves about 0.7 ms and 1 µs a row, and compiling all functions takes some 30 s
-# (docs/log.md).
+# On two cores compiling takes about 30 s and then saves 0.7 ms a gradient step and 1 µs a row of it (docs/log.md).
 SAVED_SECONDS_PER_STEP, SAVED_SECONDS_PER_ROW, COMPILE_SECONDS = 0.7e-3, 1e-6, 30.0
 
 
 def compiling_pays(num_gradient_steps: int, num_rows: int) -> bool:
-    """Whether a run on the CPU gains more than compiling takes, by its gradient steps and the rows in all of them."""
+    """Whether a run on the CPU gains more time than compiling takes; `num_rows` are those of all its gradient steps."""
     return SAVED_SECONDS_PER_STEP * num_gradient_steps + SAVED_SECONDS_PER_ROW * num_rows > COMPILE_SECONDS
 
 
 class Execution:
-    """One way of running, and the seconds that it took to compile and capture."""
+    """The mode in which functions run on a device, and the seconds spent on compiling and recording them."""
 
     def __init__(self, mode: Mode = "eager", device: torch.device | str = "cpu") -> None:
-        """Without arguments: functions run as they stand."""
         self.mode = mode
         self.device = torch.device(device)
         self.compile_seconds = 0.0
 
     def step(self, function: Function, state: Sequence[Tensor] = ()) -> Function:
-        """A function of one moment, which changes the tensors `state` in place."""
+        """Compiles or records a function of one time step; `state` lists the tensors that it mutates."""
         if self.mode == "eager":
             return function
         compilable = compiler_missing(self.device) is None
 
         def make() -> Callable[..., Any]:
             fast = compiled(function, self.device) if compilable else function
-            return _Captured(fast, state) if self.mode == "captured" else fast
+            return _CudaGraph(fast, state) if self.mode == "cudagraphs" else fast
 
-        return cast(Function, _Specialised(make, self))
+        return cast(Function, _Specialized(make, self))
 
     def loop(self, function: Function) -> Function:
-        """A function that scans over time, in which every step is a `part`.
+        """Compiles or records a function that scans over time and whose every step is a `part`.
 
-        On the CPU it is compiled as a whole. On GPUs it is captured as a whole: unrolled over time it would take
-        minutes to compile.
+        On the CPU it is compiled as a whole. On GPUs it is recorded as a whole, but only its parts are compiled:
+        unrolled over time it would take minutes to compile.
         """
-        if self.mode == "captured":
-            return cast(Function, _Specialised(lambda: _Captured(function), self))
-        if self.mode == "compiled" and self.device.type == "cpu":
-            return cast(Function, _Specialised(lambda: compiled(function, self.device), self))
+        if self.mode == "cudagraphs":
+            return cast(Function, _Specialized(lambda: _CudaGraph(function), self))
+        if self.mode == "compile" and self.device.type == "cpu":
+            return cast(Function, _Specialized(lambda: compiled(function, self.device), self))
         return function
 
     def part(self, function: Function) -> Function:
-        """What a loop does at every step."""
-        on_cpu = self.device.type == "cpu"  # where the loop is compiled, and this with it
-        as_it_stands = self.mode == "eager" or on_cpu or compiler_missing(self.device)
-        return function if as_it_stands else cast(Function, _Specialised(lambda: compiled(function, self.device)))
+        """Compiles what a loop does at every step, unless the loop is compiled as a whole."""
+        if self.mode == "eager" or self.device.type == "cpu" or compiler_missing(self.device):
+            return function
+        return cast(Function, _Specialized(lambda: compiled(function, self.device)))
 
 
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """The function through Inductor, for one signature: nobody checks that later calls have that of the first."""
+    """The function compiled by Inductor; every call must have arguments of the first call's signature."""
 
     def unique(*args: Any) -> Any:
         return function(*args)
 
-    # What is compiled is kept by code object, and all these functions would have one.
+    # torch.compile caches by code object, which all closures made here would share.
     unique.__code__ = unique.__code__.replace()
     options: dict[str, Any] = {
-        # The loop over time and all calls of kernels in C++; torch 2.11 cannot do that to a loop.
+        # Calls the kernels, and loops over time, from C++; before torch 2.13 this fails for loops.
         "cpp_wrapper": torch.__version__ >= "2.13" and device.type == "cpu",
-        # A tanh of one exponential instead of a library's: twice as fast, and exact to 1e-7.
+        # Computes tanh from one exponential instead of calling a library: twice as fast, and exact to 1e-7.
         "cpp.use_decompose_tanh": True,
-        # One C++ file or two a function: helpers in processes of their own would only outlive them.
+        # A function is one or two C++ files: compiler processes would gain nothing, and outlive the run.
         "compile_threads": 1,
-        # To check all that could have changed since the last call takes longer than a small gradient step.
+        # Checking guards takes longer than a small gradient step; `_Specialized` checks what can change.
         "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
     }
     if "CXX" in os.environ:
@@ -93,41 +97,37 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
     return torch.compile(unique, fullgraph=True, dynamic=False, options=options)
 
 
-class _Specialised:
-    """A function made fast once for every signature of its arguments; the seconds of first calls are counted."""
+class _Specialized:
+    """A function that `make` makes anew for each signature of its arguments; counts the seconds of first calls."""
 
     def __init__(self, make: Callable[[], Callable[..., Any]], execution: Execution | None = None) -> None:
-        """`make` gives a function for one signature, which may take its first call to get ready."""
         self.make = make
         self.execution = execution
         self.fast: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
-        """Calls the function for this signature."""
         autocast = (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"))
         signature = (torch.is_grad_enabled(), *autocast, *_signature(args))
         if signature in self.fast:
             return self.fast[signature](*args)
         self.fast[signature] = self.make()
         began_at = time.perf_counter()
-        with torch._dynamo.config.patch(trace_autograd_ops=True):  # a gradient step asks for gradients inside
+        with torch._dynamo.config.patch(trace_autograd_ops=True):  # a gradient step calls autograd
             result = self.fast[signature](*args)
         if self.execution is not None:
             self.execution.compile_seconds += time.perf_counter() - began_at
         return result
 
 
-class _Captured:
-    """A function's launches as a CUDA graph, for one signature; results are copies."""
+class _CudaGraph:
+    """A function that mutates the tensors `state`, as a CUDA graph for one signature; returns copies."""
 
     def __init__(self, function: Callable[..., Any], state: Sequence[Tensor] = ()) -> None:
-        """`state` are the tensors that the function changes in place."""
         self.function = function
         self.state = state
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *args: Any) -> Any:
-        """Copies the arguments to where the graph expects them, and replays it."""
         if self.graph is None:
             self.args = _map_tensors(torch.clone, args)
             self.inputs = list(_tensors(self.args))
@@ -142,10 +142,10 @@ class _Captured:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):  # compiles, and has libraries allocate what they will not while captured
+            for _ in range(3):  # compiles, and lets libraries allocate what they must not while recorded
                 self.function(*args)
         torch.cuda.current_stream().wait_stream(stream)
-        # Weights that autocast has cast are reused from its cache, which a replay would not renew.
+        # Autocast caches the weights that it has cast, and a replay would not cast them again.
         torch.clear_autocast_cache()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -167,7 +167,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _signature(value: Any) -> Iterator[Any]:
-    """What a specialised function may depend on in its nested arguments: everything but the numbers in tensors."""
+    """What a specialized function may depend on in its nested arguments: everything but the numbers in tensors."""
     if isinstance(value, Tensor):
         yield value.shape
         yield value.stride()
@@ -201,16 +201,16 @@ def scan(
     *,
     reverse: bool = False,
 ) -> tuple[Carry, Output]:
-    """Steps through inputs [T, ...] by `step(carry, *now)`: the last carry, and all outputs stacked [T, ...].
+    """Applies `step(carry, *inputs[t])` to inputs [T, ...] in turn; returns the last carry and the outputs [T, ...].
 
-    With `reverse` it goes from the last to the first; outputs keep their places. No two fields of a carry may be the
-    same tensor: Inductor's loop in C++ would free it twice.
+    With `reverse` it goes from the last input to the first, and outputs keep their places. No two fields of a carry
+    may be the same tensor, which Inductor's loop in C++ would free twice.
     """
     if torch.compiler.is_compiling():
 
         def plain_step(plain: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> tuple[Any, Any]:
             after, output = step(type(carry)(*plain), *now)
-            # The compiled loop knows plain tuples only, and no tensor may be carry and output at once.
+            # The compiled loop takes plain tuples only, and no tensor may be both carry and output.
             return tuple(after), tuple(field.clone() for field in output)
 
         after, outputs = compiled_scan(plain_step, tuple(carry), inputs, reverse=reverse)

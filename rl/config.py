@@ -19,18 +19,19 @@ from rl.envs.spaces import BoxActions, Spaces
 from rl.envs.tensor_envs import TensorEnvs
 from rl.envs.types import Envs
 from rl.errors import UserError, require
+from rl.keep import Keep
 from rl.learners.actor_critic import ActorCriticConfig
 from rl.learners.learner import LearnerConfig
 from rl.learners.ppo import PPOConfig
 from rl.learners.reinforce import ReinforceConfig
 from rl.models.agent import Network
 from rl.models.float8 import check_float8
-from rl.run.keep import Keep
 
-# The largest value of whole numbers; of those that are not here, what float64 can count to.
-LARGEST = {"num_envs": 2**20, "hidden_size": 2**14, "hidden_layers": 1_000, "eval_episodes": 100_000}
+# The largest whole number that a flag takes; for flags that are not here, the largest that float64 counts to.
+LARGEST = {"num_envs": 2**20, "eval_episodes": 100_000}
 LARGEST |= dict.fromkeys(("update_epochs", "updates_per_collection", "episodes_per_env"), 10_000)
 
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
 LearnerType = TypeVar("LearnerType", bound=LearnerConfig, covariant=True)
 
 
@@ -39,42 +40,40 @@ class Config(Generic[LearnerType]):
     """Train a policy on as many ranks as the launcher starts."""
 
     exp_name: str = "default"
-    """Name of the experiment, a part of the run folder's name."""
+    """Name of the experiment; part of the name of the run's folder."""
     seed: int = 1
-    """Seed of all randomness: weights, environments, actions, shuffles."""
+    """Seed of the weights, the environments, the actions and the shuffles."""
     total_timesteps: int = 1_000_000
-    """Environment steps of all ranks together, in whole updates."""
+    """Environment steps of all ranks together, rounded down to whole updates."""
     total_episodes: int | None = None
-    """End the run after so many episodes of all ranks together, if that comes before --total-timesteps."""
+    """End the run after this many episodes of all ranks together, if that comes before --total-timesteps."""
     report_episodes: int | None = None
-    """Print the mean return after so many episodes each time; without it, ten times a run outside a terminal."""
+    """Print the mean return every so many episodes; by default a progress bar, or ten lines outside a terminal."""
     cuda: bool = False
     """Train on GPUs, one for each rank that learns."""
-    player_on_gpu: bool = False
-    """Put the player on a GPU too; for a program whose player is a rank of its own."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
-    """What the network computes in, by Lightning's names; `fabric run` takes this flag as its own."""
+    precision: Precision = "32-true"
+    """Precision of the network, by Lightning's names; for `fabric run`, give this flag before the program."""
     fp8: bool = False
-    """Compute the linear layers' matrix products in 8 bits, by torchao; what else there is in --precision."""
-    execution: Literal["auto", "eager", "compiled", "captured"] = "auto"
-    """How functions of tensors run; auto captures CUDA graphs on GPUs, and on the CPU compiles for long runs."""
+    """Multiply the matrices of the linear layers in 8 bits, by torchao; everything else is in --precision."""
+    execution: Literal["auto", "eager", "compile", "cudagraphs"] = "auto"
+    """How tensor code runs; auto is cudagraphs on GPUs; on the CPU compile in long runs, eager in short ones."""
     torch_deterministic: bool = False
-    """Have torch use deterministic algorithms only."""
+    """Let PyTorch use deterministic algorithms only."""
     capture_video: bool = False
-    """Film episodes during training and after it, into train_videos/ and test_videos/ of the run folder."""
+    """Film episodes during and after training, into train_videos/ and test_videos/ of the run's folder."""
     eval_episodes: int = 10
-    """Greedy episodes to play after training."""
+    """Number of greedy episodes to evaluate after training."""
     max_eval_steps: int = 10_000
-    """Steps after which an episode of the evaluation is cut."""
+    """Steps after which an episode of the evaluation is cut off."""
     log_dir: str = "logs"
-    """Folder for the folders of all runs."""
+    """Folder that holds the folders of all runs."""
     rank_timeout: float = 300.0
-    """Seconds that ranks wait for each other, before the run stops and names the one that is missing."""
+    """Seconds that ranks wait for each other before the run stops and names the missing rank."""
     env: EnvConfig = field(default_factory=EnvConfig)
     network: Network = field(default_factory=Network)
     keep: Keep = field(default_factory=Keep)
     learner: LearnerType = field(default_factory=PPOConfig)  # type: ignore[assignment]
-    """How it learns."""
+    """How the agent learns."""
 
     def device(self) -> torch.device:
         """Where this rank computes."""
@@ -84,23 +83,36 @@ class Config(Generic[LearnerType]):
         """Number of ranks that collect rollouts."""
         return world_size()
 
+    def collects_on_gpu(self) -> bool:
+        """Whether rollouts are collected on a GPU."""
+        return self.cuda
+
+    def collects_eagerly(self) -> bool:
+        """Whether rollouts are collected by tensor code that is neither compiled nor recorded."""
+        device = torch.device("cuda" if self.collects_on_gpu() else "cpu")
+        return self.runs_eagerly(device) or (device.type == "cpu" and compiler_missing(device) is not None)
+
     def rows_per_rank(self) -> int:
         """Number of rows that a rank learns from in an epoch."""
         return self.env.num_envs * self.learner.num_steps
 
     def steps_per_update(self) -> int:
-        """Environment steps of all ranks in one update, where none only resets; of whole episodes, the fewest."""
+        """Environment steps of all ranks in one update, not counting resets; fewest, where episodes are whole."""
         return self.env.num_envs * self.learner.num_steps * self.num_players()
 
     def num_updates(self) -> int:
-        """Number of updates of the run, where no step only resets; of whole episodes, the most."""
+        """Number of updates of the run, not counting resets as steps; most, where episodes are whole."""
         return self.total_timesteps // self.steps_per_update()
 
+    def last_step(self) -> int:
+        """Number of environment steps after which the run ends."""
+        return self.total_timesteps if self.learner.whole_episodes else self.num_updates() * self.steps_per_update()
+
     def make_envs(self, device: torch.device) -> Envs:
-        """The environments that a rank plays, tried where they are written in tensors.
+        """The environments of a rank; those written in tensors are tested first.
 
         Raises:
-            UserError: They are wrong, or this machine has no room for what is learned from them.
+            UserError: They are wrong, or memory is too small to learn from them.
             EnvError: They cannot be made.
         """
         envs = make_envs(self.env, training=True)
@@ -113,34 +125,36 @@ class Config(Generic[LearnerType]):
             raise
         return envs
 
-    def make_execution(self, device: torch.device) -> Execution:
-        """How functions of tensors run on a device; a player on the CPU compiles what its trainers on GPUs capture."""
-        on_gpu = device.type == "cuda"
+    def runs_eagerly(self, device: torch.device) -> bool:
+        """Whether flags ask for eager execution on a device, or the run is too short to gain from compiling."""
         if self.execution == "eager" or self.learner.whole_episodes:
+            return True
+        if self.execution != "auto" or device.type == "cuda":
+            return False
+        num_gradient_steps, num_rows = self.learner.work(self.rows_per_rank())
+        return not compiling_pays(self.num_updates() * num_gradient_steps, self.num_updates() * num_rows)
+
+    def make_execution(self, device: torch.device) -> Execution:
+        """How tensor code runs on a device: a player on the CPU compiles where its trainers capture CUDA graphs."""
+        if self.runs_eagerly(device):
             return Execution("eager", device)
-        if self.execution == "auto" and not on_gpu:
-            num_gradient_steps, num_rows = (
-                self.num_updates() * work for work in self.learner.work(self.rows_per_rank())
-            )
-            if not compiling_pays(num_gradient_steps, num_rows):
-                return Execution("eager", device)
         missing = compiler_missing(device)
         if missing and rank() == 0:
             print(f"note: {missing} is missing, so nothing is compiled and the run takes longer", file=sys.stderr)
-        if on_gpu and self.execution != "compiled":
-            return Execution("captured", device)
-        return Execution("eager" if missing else "compiled", device)
+        if device.type == "cuda" and self.execution != "compile":
+            return Execution("cudagraphs", device)
+        return Execution("eager" if missing else "compile", device)
 
     def check_names(self) -> None:
-        """Raises `UserError` where what a run's folder is called after could lead elsewhere."""
+        """Raises `UserError` for a value that could lead outside the run's folder."""
         require(
             re.fullmatch(r"[A-Za-z0-9._-]{1,80}", self.exp_name) is not None,
             "--exp-name",
             repr(self.exp_name),
             "must be 1 to 80 letters, digits, dots, dashes or underscores",
         )
-        surrogates = any("\ud800" <= letter <= "\udfff" for letter in self.log_dir)  # what the locale could not read
-        require(not surrogates, "--log-dir", ascii(self.log_dir), "is no text in this locale; set PYTHONUTF8=1")
+        surrogates = any("\ud800" <= letter <= "\udfff" for letter in self.log_dir)  # bytes the locale cannot decode
+        require(not surrogates, "--log-dir", ascii(self.log_dir), "cannot be decoded in this locale; set PYTHONUTF8=1")
         require(0 <= self.seed < 2**32, "--seed", self.seed, "must lie between 0 and 4294967295")
         self.env.check()
 
@@ -151,10 +165,9 @@ class Config(Generic[LearnerType]):
             if isinstance(value, int):
                 most = LARGEST.get(name, 2**53)
                 require(value <= most, f"--{name.replace('_', '-')}", value, f"must be at most {most:,}")
-        require(self.eval_episodes >= 1, "--eval-episodes", self.eval_episodes, "must be at least 1")
-        require(self.max_eval_steps >= 1, "--max-eval-steps", self.max_eval_steps, "must be at least 1")
-        for flag, number in (("--total-episodes", self.total_episodes), ("--report-episodes", self.report_episodes)):
-            require(number is None or number >= 1, flag, number, "must be at least 1")
+        for name in ("eval_episodes", "max_eval_steps", "total_episodes", "report_episodes"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name.replace('_', '-')}", value, "must be at least 1")
         require(1 <= self.rank_timeout < math.inf, "--rank-timeout", self.rank_timeout, "must be finite, at least 1")
         self.network.check()
         self.keep.check()
@@ -166,47 +179,39 @@ class Config(Generic[LearnerType]):
             f"less than one rollout of {self.num_players()} rank(s) × --num-envs {self.env.num_envs}"
             f" × --num-steps {self.learner.num_steps} = {self.steps_per_update()} steps; must be at least that",
         )
-        if self.execution == "captured" and not (self.cuda or os.environ.get("LT_ACCELERATOR") in ("cuda", "gpu")):
-            raise UserError("--execution captured: CUDA graphs need a GPU; say --cuda too, or --execution compiled")
-        if self.learner.whole_episodes and self.execution in ("compiled", "captured"):
-            raise UserError(
-                f"--execution {self.execution}: whole episodes make rollouts of no fixed length; leave the flag out"
-            )
+        if self.execution == "cudagraphs" and not self.cuda:
+            raise UserError("--execution cudagraphs: needs a GPU; add --cuda, or use --execution compile")
+        if self.learner.whole_episodes and self.execution in ("compile", "cudagraphs"):
+            raise UserError(f"--execution {self.execution}: whole episodes vary in length; leave the flag out")
         if self.fp8:
             check_float8()
         self.check_devices()
 
-    def last_step(self) -> int:
-        """The environment steps with which the run ends: those of its updates; of whole episodes, all."""
-        return self.total_timesteps if self.learner.whole_episodes else self.num_updates() * self.steps_per_update()
-
     def check_memory(self, spaces: Spaces) -> None:
-        """Raises `UserError` for rollouts, a replay buffer or a network that all of this machine could not hold."""
+        """Raises `UserError` for rollouts, a replay buffer or a network larger than a rank's part of the memory."""
         action_size = len(spaces.actions.low) if isinstance(spaces.actions, BoxActions) else 2  # an int64
         row_bytes = 4 * (2 * spaces.obs_size + action_size + 8)
-        buffer_size, network = getattr(self.learner, "buffer_size", 0), self.network
-        width, depth = network.hidden_size, network.hidden_layers
-        # Weights, their gradients, and Adam's two moments.
-        network_bytes = 4 * 4 * width * (spaces.obs_size + (depth - 1) * width) * (1 if network.shared_encoder else 2)
+        num_envs, num_steps = self.env.num_envs, self.learner.num_steps
+        buffer_size = getattr(self.learner, "buffer_size", 0)
+        num_bytes = {
+            f"--num-envs {num_envs} × --num-steps {num_steps}": row_bytes * num_envs * num_steps,
+            f"--buffer-size {buffer_size}": row_bytes * buffer_size,
+            # Weights, their gradients, and Adam's two moments.
+            "--hidden-sizes": 4 * 4 * self.network.num_weights(spaces.obs_size),
+        }
         has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / local_world_size()
-        num_steps = self.learner.num_steps
-        for flag, value, needs in (
-            (f"--num-envs {self.env.num_envs} × --num-steps", num_steps, row_bytes * self.env.num_envs * num_steps),
-            ("--buffer-size", buffer_size, row_bytes * buffer_size),
-            (f"--hidden-size {width} × --hidden-layers", depth, network_bytes),
-        ):
-            right = f"takes {needs / 2**30:,.1f} GiB of memory, and a rank has {has / 2**30:,.1f}; must be less"
-            require(needs < has, flag, value, right)
+        for flags, takes in num_bytes.items():
+            if takes >= has:
+                gib, has_gib = f"{takes / 2**30:,.1f} GiB", f"{has / 2**30:,.1f} GiB"
+                raise UserError(f"{flags}: takes {gib} of memory, but a rank has {has_gib}")
 
     def check_devices(self) -> None:
-        """Raises `UserError` where there are not the devices that the flags ask for."""
-        if self.player_on_gpu:
-            raise UserError("--player-on-gpu: every rank of this program plays on the device that it learns on")
+        """Raises `UserError` where the GPUs that the flags ask for are missing."""
         if self.cuda:
             require_gpus(local_world_size(), "rank(s)")
 
     def learner_name(self) -> str:
-        """What the learner is called on the command line."""
+        """The learner's name on the command line."""
         return next(name for name, config in CONFIGS.items() if type(config.learner) is type(self.learner))
 
     def to_dict(self) -> dict[str, Any]:
@@ -230,67 +235,64 @@ CONFIGS: dict[str, Config[Any]] = {
     "reinforce": Config(
         total_timesteps=300_000,
         env=EnvConfig(env_id="CartPole-v1", num_envs=8),
-        network=Network(hidden_size=128, hidden_layers=1, activation_function="relu"),
+        network=Network(hidden_sizes=(128,), activation_function="relu"),
         learner=ReinforceConfig(),
     ),
 }
-"""By the learner's name, what the programs do if no flag says otherwise."""
+"""The defaults of each learner, by its name on the command line."""
 
 
 @dataclass(frozen=True)
 class DecoupledConfig(Config[PPOConfig]):
-    """Train a policy by proximal policy optimisation: rank 0 plays, the others learn."""
+    """Train a policy by PPO; rank 0 plays, the others learn."""
 
+    player_on_gpu: bool = False
+    """Run the player on a GPU too."""
     overlap: bool = False
-    """Collect a rollout while the trainers learn from the last, with weights (and a log of losses) one update old."""
+    """Collect a rollout while the trainers learn from the last one, with weights that are one update old."""
 
     def num_players(self) -> int:
-        """Rank 0 alone collects rollouts."""
         return 1
+
+    def collects_on_gpu(self) -> bool:
+        return self.player_on_gpu
 
     def num_trainers(self) -> int:
         """Number of ranks that learn."""
         return world_size() - 1
 
     def rows_per_rank(self) -> int:
-        """Number of rows that a trainer learns from in an epoch, where they do not divide the larger one."""
+        """Number of rows that a trainer learns from in an epoch; the larger number where they do not divide evenly."""
         return math.ceil(super().rows_per_rank() / self.num_trainers())
 
     def check(self) -> None:
-        """Raises `UserError` for a value that cannot work."""
         if self.num_trainers() < 1:
             raise UserError(
                 f"{world_size()} rank: this program needs a player and at least one trainer;"
                 " start 2 ranks or more, as fabric run --devices=2 does"
             )
         if self.total_episodes is not None:
-            raise UserError("--total-episodes: this program counts steps; say --total-timesteps instead")
+            raise UserError("--total-episodes: this program counts steps; use --total-timesteps instead")
         super().check()
         num_rows = super().rows_per_rank()
-        require(
-            num_rows >= self.num_trainers(),
-            "--num-steps",
-            self.learner.num_steps,
-            f"× --num-envs {self.env.num_envs} = {num_rows} rows; each of {self.num_trainers()} trainers needs one",
-        )
+        right = f"× --num-envs {self.env.num_envs} = {num_rows} rows; each of {self.num_trainers()} trainers needs one"
+        require(num_rows >= self.num_trainers(), "--num-steps", self.learner.num_steps, right)
 
     def check_devices(self) -> None:
-        """Raises `UserError` where there are not the devices that the flags ask for."""
         if self.player_on_gpu and not self.cuda:
-            raise UserError("--player-on-gpu: the trainers are not on GPUs; say --cuda too")
+            raise UserError("--player-on-gpu: the trainers are not on GPUs; add --cuda")
         if self.cuda:
-            on_this_machine = local_world_size() - on_first_machine()
-            require_gpus(on_this_machine, "trainer(s)")
+            require_gpus(local_world_size() - on_first_machine(), "trainer(s)")
 
 
 def require_gpus(number: int, users: str) -> None:
     """Raises `UserError` if this machine has fewer GPUs."""
-    if torch.cuda.device_count() < number:
-        found = torch.cuda.device_count()
+    if (found := torch.cuda.device_count()) < number:
         raise UserError(f"--cuda: {number} {users} on this machine need a GPU each, and torch finds {found} here")
 
 
 def flat(groups: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags of `Config.to_dict` by name, without their groups."""
+    """The flags of `Config.to_dict` by name, without their groups; several values as they are on a command line."""
     parts = (group if isinstance(group, Mapping) else {name: group} for name, group in groups.items())
-    return {name: value for part in parts for name, value in part.items()}
+    flags = {name: value for part in parts for name, value in part.items()}
+    return {name: " ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in flags.items()}

@@ -15,7 +15,7 @@ from tests.programs.launch import BIN, ROOT, free_port, marked, marked_environme
 
 TORCH, FABRIC, DECOUPLED = "train_torch.py", "train_fabric.py", "train_fabric_decoupled.py"
 FLAGS = (
-    "--num-envs 2 --num-steps 64 --hidden-size 16 --eval-episodes 1 --execution eager --no-keep-best"
+    "--num-envs 2 --num-steps 64 --hidden-sizes 16 16 --eval-episodes 1 --execution eager --no-keep-best"
     " --report-episodes 1 --rank-timeout 8 --resume auto"
 )
 PATIENCE_SECONDS = 45  # to start, or to end, on a busy machine

@@ -40,11 +40,11 @@ CARTPOLE = "--env-id CartPole-v1"
 PROGRAMS = (
     Program(TORCH, 1, f"{CARTPOLE} --vectorization async --total-timesteps 4096 --checkpoint-every 1"),
     Program(TORCH, 2, f"{CARTPOLE} --vectorization sync --total-timesteps 8192 --checkpoint-every 3"),
-    Program(FABRIC, 2, "--env-backend tensor --total-timesteps 12800 --checkpoint-every 2", "actor-critic"),
+    Program(FABRIC, 2, "--vectorization tensor --total-timesteps 12800 --checkpoint-every 2", "actor-critic"),
     Program(DECOUPLED, 3, "--overlap --total-timesteps 4096 --checkpoint-every 2"),
     Program(TORCH, 2, f"{CARTPOLE} --total-timesteps 8192 --checkpoint-every 1", restarts=9),
     Program(FABRIC, 2, "--vectorization sync --total-timesteps 12000 --checkpoint-every 2", "reinforce", restarts=9),
-    Program(DECOUPLED, 3, "--env-backend tensor --total-timesteps 4096 --checkpoint-every 2"),
+    Program(DECOUPLED, 3, "--vectorization tensor --total-timesteps 4096 --checkpoint-every 2"),
 )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train_fabric_decoupled
-from rl.compile import Execution, _Specialised, compiled
+from rl.compile import Execution, _Specialized, compiled
 from rl.compilers import compiler_missing, keep_caches_private
 from rl.config import Config, DecoupledConfig
 from rl.envs.make import EnvConfig, make_envs
@@ -23,11 +23,11 @@ from tests import probes  # noqa: F401 (registers them)
 CPU = torch.device("cpu")
 
 
-def collect(env_id: str, backend: str, execution: Execution) -> tuple[list[Rollout], Estimates]:
+def collect(env_id: str, vectorization: str, execution: Execution) -> tuple[list[Rollout], Estimates]:
     """Two rollouts and what an estimate says of the second."""
-    envs = make_envs(EnvConfig(env_id, num_envs=3, env_backend=backend))
+    envs = make_envs(EnvConfig(env_id, num_envs=3, vectorization=vectorization))
     torch.manual_seed(3)
-    policy = Agent(envs.spaces, Network(hidden_size=8, ortho_init=False))
+    policy = Agent(envs.spaces, Network(hidden_sizes=(8, 8), ortho_init=False))
     collector = make_collector(envs, policy, seed=1, first_env=0, execution=execution)
     estimate = execution.loop(partial(PPOConfig().build().estimate, policy))
     with torch.no_grad():
@@ -36,13 +36,13 @@ def collect(env_id: str, backend: str, execution: Execution) -> tuple[list[Rollo
 
 
 @pytest.mark.parametrize(
-    ("env_id", "backend"), [("CustomEnv-v0", "tensor"), ("Pendulum-v1", "tensor"), ("CartPole-v1", "gymnasium")]
+    ("env_id", "vectorization"), [("CustomEnv-v0", "tensor"), ("Pendulum-v1", "tensor"), ("CartPole-v1", "auto")]
 )
-def test_compiled_rollouts_and_estimates_are_those_of_eager_ones(env_id: str, backend: str) -> None:
-    execution = Execution("compiled")
+def test_compiled_rollouts_and_estimates_are_those_of_eager_ones(env_id: str, vectorization: str) -> None:
+    execution = Execution("compile")
     (rollouts, estimates), (eager_rollouts, eager_estimates) = (
-        collect(env_id, backend, execution),
-        collect(env_id, backend, Execution()),
+        collect(env_id, vectorization, execution),
+        collect(env_id, vectorization, Execution()),
     )
     for rollout, eager in zip(rollouts, eager_rollouts, strict=True):
         for name, field, expected in zip(Rollout._fields, rollout, eager, strict=True):
@@ -57,7 +57,7 @@ def test_compiled_rollouts_and_estimates_are_those_of_eager_ones(env_id: str, ba
 
 
 def test_a_function_is_compiled_once_and_is_not_taken_for_another() -> None:
-    execution = Execution("compiled")
+    execution = Execution("compile")
     scaled = execution.step(lambda tensor, factor: tensor * factor)
     other = execution.step(lambda tensor, factor: tensor + factor)
     matrix = torch.arange(6.0).view(2, 3)
@@ -74,7 +74,7 @@ def test_eager_functions_are_themselves() -> None:
 
 def test_by_default_only_long_runs_are_compiled_on_the_cpu() -> None:
     assert Config(total_timesteps=1_000_000).make_execution(CPU).mode == "eager"
-    assert Config(total_timesteps=100_000_000).make_execution(CPU).mode == "compiled"
+    assert Config(total_timesteps=100_000_000).make_execution(CPU).mode == "compile"
 
 
 def test_without_a_compiler_the_run_is_eager_and_says_so(
@@ -87,7 +87,7 @@ def test_without_a_compiler_the_run_is_eager_and_says_so(
         ("true", "a C++ compiler that works (true does not)"),
     ):
         monkeypatch.setenv("CXX", compiler)
-        assert Config(execution="compiled").make_execution(CPU).mode == "eager"
+        assert Config(execution="compile").make_execution(CPU).mode == "eager"
         note = f"note: {what} is missing, so nothing is compiled and the run takes longer\n"
         assert capsys.readouterr().err == note
 
@@ -145,7 +145,7 @@ def test_a_specialised_function_minds_all_that_it_may_depend_on() -> None:
         made.append(1)
         return lambda tensor: tensor
 
-    function, tensor = _Specialised(make), torch.zeros(3)
+    function, tensor = _Specialized(make), torch.zeros(3)
     calls: list[tuple[torch.Tensor, str | None]] = [(tensor, None), (torch.ones(3, requires_grad=True), None)]
     calls += [(tensor.to("meta"), None), (tensor, "cpu"), (tensor, "cuda"), (tensor.double(), None)]
     calls += [(torch.zeros(2, 3), None), (torch.zeros(3, 2).T, None)]
@@ -169,20 +169,20 @@ def test_each_rank_of_the_decoupled_program_captures_on_its_own_gpu(monkeypatch:
 
 
 def test_cuda_graphs_on_the_cpu_are_refused() -> None:
-    with pytest.raises(UserError, match="--execution captured: CUDA graphs need a GPU"):
-        Config(execution="captured").check()
+    with pytest.raises(UserError, match="--execution cudagraphs: needs a GPU"):
+        Config(execution="cudagraphs").check()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_captured_functions_give_what_they_stand_for_and_leave_state_as_if_called_once() -> None:
+def test_recorded_functions_give_the_eager_results_and_leave_state_as_if_called_once() -> None:
     total = torch.zeros((), device="cuda")
 
     def add(values: torch.Tensor) -> torch.Tensor:
         total.add_(values.sum())
         return values * 2
 
-    captured = Execution("captured", "cuda").step(add, state=[total])
+    recorded = Execution("cudagraphs", "cuda").step(add, state=[total])
     for number in (1.0, 2.0, 3.0):
-        assert torch.equal(captured(torch.full((4,), number, device="cuda")).cpu(), torch.full((4,), 2 * number))
+        assert torch.equal(recorded(torch.full((4,), number, device="cuda")).cpu(), torch.full((4,), 2 * number))
     assert total.item() == 24

@@ -6,9 +6,12 @@ import re
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import train_fabric
+import train_fabric_decoupled
 import train_torch
 from rl.cli import check_versions, command_line, mend_streams, note_repeated, parse, read_flags
 from rl.config import CONFIGS, Config, DecoupledConfig
@@ -16,20 +19,20 @@ from rl.dist.ranks import choose_threads
 from rl.envs.make import EnvConfig
 from rl.envs.tensor_envs import TENSOR_ENVS
 from rl.errors import UserError
+from rl.keep import Keep
 from rl.learners.actor_critic import ActorCriticConfig
 from rl.learners.ppo import PPOConfig
 from rl.learners.reinforce import ReinforceConfig
-from rl.run.keep import Keep
 from tests import probes
 
 # fmt: off
 FLAGS = [
     "activation_function", "allow_import", "anneal_lr", "capture_video", "checkpoint_every", "clip_coef",
-    "clip_vloss", "cuda", "ent_coef", "env_backend", "env_id", "env_timeout", "eval_episodes", "execution",
-    "exp_name", "fp8", "gae_lambda", "gamma", "hidden_layers", "hidden_size", "keep_best", "keep_checkpoints",
+    "clip_vloss", "cuda", "ent_coef", "env_id", "env_timeout", "eval_episodes", "execution",
+    "exp_name", "fp8", "gae_lambda", "gamma", "hidden_sizes", "keep_best", "keep_checkpoints",
     "learning_rate", "log_dir", "max_eval_steps", "max_grad_norm", "max_replay_steps", "normalize_advantages",
     "num_envs", "num_steps",
-    "ortho_init", "per_rank_batch_size", "player_on_gpu", "precision", "rank_timeout", "report_episodes", "resume",
+    "ortho_init", "per_rank_batch_size", "precision", "rank_timeout", "report_episodes", "resume",
     "seed", "share_data", "shared_encoder", "target_kl", "torch_deterministic", "total_episodes", "total_timesteps",
     "update_epochs", "vectorization", "vf_coef",
 ]
@@ -38,7 +41,7 @@ FLAGS = [
 
 def test_the_set_of_flags() -> None:
     assert sorted(Config().flags()) == sorted(FLAGS)
-    assert sorted(DecoupledConfig().flags()) == sorted([*FLAGS, "overlap"])
+    assert sorted(DecoupledConfig().flags()) == sorted([*FLAGS, "overlap", "player_on_gpu"])
 
 
 def test_every_flag_is_in_the_help_with_its_meaning_and_default(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +75,7 @@ def test_the_log_folder_is_absolute_at_once_and_may_be_at_home(monkeypatch: pyte
 
 
 def test_a_log_folder_that_the_locale_cannot_read_is_refused() -> None:
-    with pytest.raises(UserError, match=r"--log-dir '.udcc3x': is no text in this locale; set PYTHONUTF8=1"):
+    with pytest.raises(UserError, match=r"--log-dir '.udcc3x': cannot be decoded in this locale; set PYTHONUTF8=1"):
         Config(log_dir="\udcc3x").check()
 
 
@@ -100,10 +103,10 @@ def test_a_module_in_the_working_folder_is_found(
 
 def test_flags_are_flat_and_in_any_order() -> None:
     config = parse(
-        ["--gamma", "0.5", "--env-id", "CartPole-v1", "--no-anneal-lr", "--hidden-size", "8", "--cuda"], CONFIGS
+        ["--gamma", "0.5", "--env-id", "CartPole-v1", "--no-anneal-lr", "--hidden-sizes", "8", "4", "--cuda"], CONFIGS
     )
     assert (config.learner.gamma, config.env.env_id, config.learner.anneal_lr) == (0.5, "CartPole-v1", False)
-    assert (config.network.hidden_size, config.cuda) == (8, True)
+    assert (config.network.hidden_sizes, config.cuda) == ((8, 4), True)
 
 
 def test_the_readmes_commands_have_flags_that_can_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +120,84 @@ def test_the_readmes_commands_have_flags_that_can_work(monkeypatch: pytest.Monke
         parse(flags.split(), choices).check()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "note"),
+    [
+        ("--hidden-size 8 --hidden-layers 3", "--hidden-sizes 8 8 8", "--hidden-sizes 8 8 8"),
+        ("--hidden_layers=3 --seed 2 --hidden-size=8", "--seed 2 --hidden-sizes 8 8 8", "--hidden-sizes 8 8 8"),
+        ("--hidden-size 8", "--hidden-sizes 8 8", "--hidden-sizes 8 8"),
+        ("reinforce --hidden-size 8", "reinforce --hidden-sizes 8", "--hidden-sizes 8"),
+        ("reinforce --hidden-layers 2", "reinforce --hidden-sizes 128 128", "--hidden-sizes 128 128"),
+        ("--hidden-size 4 --hidden-size 8", "--hidden-sizes 8 8", "--hidden-sizes 8 8"),
+        ("--execution compiled", "--execution compile", "--execution compile"),
+        ("--execution=captured --seed 2", "--seed 2 --execution cudagraphs", "--execution cudagraphs"),
+        ("--execution eager", "--execution eager", None),
+        ("--env-backend tensor --vectorization auto", "--vectorization tensor", "--vectorization tensor"),
+        ("--env-backend=gymnasium", "", "--vectorization native or sync"),
+    ],
+)
+def test_flags_of_earlier_versions_mean_what_they_meant(
+    old: str, new: str, note: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read_flags(old.split(), CONFIGS, "torch_logs") == read_flags(new.split(), CONFIGS, "torch_logs")
+    notes = [line.partition(" is now ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert notes == ([] if note is None else [note])
+
+
+LONG = "--total-timesteps 100000000"
+
+
+@pytest.mark.parametrize(
+    ("flags", "vectorization"),
+    [
+        ("", "auto"),
+        (LONG, "tensor"),
+        (f"{LONG} --execution eager", "auto"),
+        ("--execution compile", "tensor"),
+        (f"{LONG} --vectorization native", "native"),
+        (f"{LONG} --env-backend gymnasium", "auto"),
+        (f"{LONG} --env-id LunarLander-v3", "auto"),
+        (f"reinforce {LONG}", "auto"),
+    ],
+)
+def test_a_run_that_is_compiled_takes_the_tensor_form_of_its_environment(
+    flags: str, vectorization: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Config[Any]] = []
+    monkeypatch.setattr(sys, "argv", ["train_torch.py", *flags.split()])
+    command_line(seen.append, CONFIGS, train_torch.PROGRAM)
+    assert seen[0].env.vectorization == vectorization
+    took = vectorization == "tensor"
+    assert ("in its tensor form; for Gymnasium's form use --vectorization" in capsys.readouterr().err) == took
+
+
+def test_a_resumed_run_keeps_the_form_of_its_environment_however_long_it_becomes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Config[Any]] = []
+    short = "--num-envs 2 --num-steps 8 --total-timesteps 32 --hidden-sizes 8 --eval-episodes 1"
+    for flags, main in ((short, train_torch.main), (f"--resume auto {LONG}", seen.append)):
+        monkeypatch.setattr(sys, "argv", ["train_torch.py", *flags.split()])
+        command_line(main, CONFIGS, train_torch.PROGRAM)
+    assert not seen[0].collects_eagerly() and seen[0].env.vectorization == "auto"
+
+
+def test_without_a_compiler_no_run_takes_a_tensor_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert Config(total_timesteps=100_000_000).collects_eagerly()
+
+
+@pytest.mark.parametrize(
+    ("flags", "eagerly"), [("--cuda", True), ("--cuda --player-on-gpu", False), (f"--cuda {LONG}", False)]
+)
+def test_it_is_the_player_whose_rollouts_are_compiled(
+    flags: str, eagerly: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert parse(flags.split(), {"ppo": DecoupledConfig()}).collects_eagerly() == eagerly
+    assert not parse(["--cuda"], CONFIGS).collects_eagerly()
+
+
 def test_a_learner_is_chosen_by_its_name_with_defaults_of_its_own_and_ppo_without_one() -> None:
     assert parse(["--ent-coef", "0.5", "--num-envs", "3"], CONFIGS).learner == PPOConfig(ent_coef=0.5)
     config = parse(["actor-critic", "--buffer-size", "500", "--num-envs", "3"], CONFIGS)
@@ -124,7 +205,7 @@ def test_a_learner_is_chosen_by_its_name_with_defaults_of_its_own_and_ppo_withou
     assert (config.env, config.total_episodes) == (EnvConfig(num_envs=3), 2000)
     config = parse(["reinforce", "--baseline"], CONFIGS)
     assert config.learner == ReinforceConfig(baseline=True)
-    assert (config.env.env_id, config.network.hidden_size, config.network.hidden_layers) == ("CartPole-v1", 128, 1)
+    assert (config.env.env_id, config.network.hidden_sizes) == ("CartPole-v1", (128,))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -153,7 +234,7 @@ def test_total_timesteps_count_the_steps_of_all_ranks(monkeypatch: pytest.Monkey
 
 HUGE = [
     *("total-timesteps", "total-episodes", "report-episodes", "num-envs", "num-steps", "per-rank-batch-size"),
-    *("hidden-size", "hidden-layers", "update-epochs", "eval-episodes", "max-eval-steps", "keep-checkpoints"),
+    *("hidden-sizes", "update-epochs", "eval-episodes", "max-eval-steps", "keep-checkpoints"),
 ]
 REAL = [
     *("learning-rate", "gamma", "gae-lambda", "clip-coef", "ent-coef", "vf-coef", "target-kl"),
@@ -176,8 +257,13 @@ BAD_INPUT = [
     ("--gae-lambda -0.1", "--gae-lambda -0.1: must lie between 0 and 1"),
     ("--ent-coef inf", "--ent-coef inf: must be a finite number"),
     ("--update-epochs 0", "--update-epochs 0: must be at least 1"),
-    ("--hidden-size 0", "--hidden-size 0: must be at least 1"),
-    ("--hidden-layers 0", "--hidden-layers 0: must be at least 1"),
+    ("--hidden-sizes 64 0", "--hidden-sizes 0: must be at least 1"),
+    ("--hidden-sizes", "--hidden-sizes: 0 layers; must be 1 to 1,000 widths"),
+    ("--hidden-sizes 16385", "--hidden-sizes 16385: must be at most 16,384"),
+    ("--hidden-sizes 64 x", "hidden-sizes"),
+    ("--hidden-layers 0", "--hidden-layers 0: must be 1 to 1,000"),
+    ("--hidden-layers", "--hidden-layers : must be 1 to 1,000"),
+    ("--hidden-size x", "hidden-sizes"),
     ("--eval-episodes 0", "--eval-episodes 0: must be at least 1"),
     ("--max-eval-steps 0", "--max-eval-steps 0: must be at least 1"),
     ("--seed -1", "--seed -1: must lie between 0 and 4294967295"),
@@ -191,16 +277,16 @@ BAD_INPUT = [
     ("--env-id CustomEnv-v0 --log-dir /dev/null", "--log-dir /dev/null: no folder can be made there"),
     ("--log-dir /proc", "--log-dir /proc: no folder can be made there"),
     ("--cuda", r"--cuda: 1 rank\(s\) on this machine need a GPU each, and torch finds 0 here"),
-    ("--player-on-gpu", "--player-on-gpu: every rank of this program plays on the device that it learns on"),
+    ("--player-on-gpu", "Unrecognized options: --player-on-gpu"),
     ("--capture-video --env-id ConstantReward-v0", "--capture-video: ConstantReward-v0 cannot draw itself"),
     ("--total-episodes 0", "--total-episodes 0: must be at least 1"),
     ("--report-episodes 0", "--report-episodes 0: must be at least 1"),
     ("actor-critic --buffer-size 0", "--buffer-size 0: must be at least 1"),
     ("actor-critic --rho-clip 0", "--rho-clip 0.0: must be a finite number above 0"),
     ("actor-critic --share-data", "--share-data: is for the epochs of PPO"),
-    ("actor-critic --update-epochs 3", "Unrecognized"),
+    ("actor-critic --update-epochs 3", "Unrecognized.*note: --update-epochs is a flag of ppo, not of actor-critic"),
     ("reinforce --episodes-per-env 0", "--episodes-per-env 0: must be at least 1"),
-    ("reinforce --execution compiled", "--execution compiled: whole episodes make rollouts of no fixed length"),
+    ("reinforce --execution compile", "--execution compile: whole episodes vary in length; leave the flag out"),
     ("reinforce --gamma 2", "--gamma 2.0: must lie between 0 and 1"),
     ("--precision 8", "precision"),
     ("--num-envs 1e3", "num-envs"),
@@ -214,7 +300,7 @@ BAD_INPUT = [
     ("--env-id ../x", "--env-id '../x': must look like CartPole-v1"),
     ("--env-id=", "--env-id '': must look like"),
     ("--env-id /etc/passwd", "--env-id '/etc/passwd': must look like"),
-    ("--env-id this:Env-v0", "--env-id this:Env-v0: imports, and so runs, the module this; say --allow-import too"),
+    ("--env-id this:Env-v0", "--env-id this:Env-v0: imports, and so runs, the module this; add --allow-import"),
     ("--env-id CartPole-v99", "--env-id CartPole-v99: Environment version `v99` for environment `CartPole` doesn't"),
     ("--env-id Blackjack-v1", "--env-id Blackjack-v1: its observation space is Tuple.*supported is a Box"),
     ("--env-id DictObs-v0", "--env-id DictObs-v0: its observation space is Dict.*supported is a Box"),
@@ -222,7 +308,7 @@ BAD_INPUT = [
     ("--env-id MultiBinaryAction-v0", "--env-id MultiBinaryAction-v0: its action space is MultiBinary.*supported are"),
     ("--env-id ALE/Pong-v5", "--env-id ALE/Pong-v5: Namespace ALE not found"),
     ("--env-id Ant-v5", "--env-id Ant-v5: .*pip install"),
-    ("--env-id Blackjack-v1 --env-backend tensor", "Blackjack-v1: not written in tensors, .*; there are Acrobot"),
+    ("--env-id Blackjack-v1 --vectorization tensor", "Blackjack-v1: not written in tensors, .*; available are Acrobot"),
     ("--env-timeout 0", "--env-timeout 0.0: must be a finite number above 0"),
     ("--rank-timeout 0", "--rank-timeout 0.0: must be finite, at least 1"),
     ("--checkpoint-every 0", "--checkpoint-every '0': must be a time above 0 such as 90s"),
@@ -230,7 +316,7 @@ BAD_INPUT = [
     ("--checkpoint-every soon", "--checkpoint-every 'soon': must be a time above 0"),
     ("--keep-checkpoints 0", "--keep-checkpoints 0: must be at least 1"),
     ("--resume nowhere", "--resume nowhere: is not there; must be a run's folder, a checkpoint, or auto"),
-    ("--seed 3 reinforce", "Move 'reinforce' earlier"),
+    ("--seed 3 reinforce", "note: reinforce: the learner's name comes before all flags"),
     ("--numenvs 3", "Unrecognized"),
     ("--num-envs x", "num-envs"),
     ("--share-data true", "true"),
@@ -238,21 +324,21 @@ BAD_INPUT = [
     *((f"--{flag} {value}", f"--{flag} {value}.*: must") for flag in REAL for value in ("nan", "inf")),
     (f"--checkpoint-every {'9' * 400}", "--checkpoint-every '9999.*: must be a time above 0"),
     ("--num-envs 1048577", "--num-envs 1048577: must be at most 1,048,576"),
-    ("--hidden-layers 1000000", "--hidden-layers 1000000: must be at most 1,000"),
+    ("--hidden-layers 1000000", "--hidden-layers 1000000: must be 1 to 1,000"),
     ("actor-critic --updates-per-collection 10001", "--updates-per-collection 10001: must be at most 10,000"),
     (f"--num-steps {10**12} --total-timesteps {10**15}", f"--num-envs 64 × --num-steps {10**12}: takes .* GiB of"),
-    (f"actor-critic --buffer-size {10**15}", f"--buffer-size {10**15}: takes .* GiB of memory, and a rank has"),
-    ("--hidden-size 16384 --hidden-layers 1000", "--hidden-size 16384 × --hidden-layers 1000: takes .*; must be less"),
+    (f"actor-critic --buffer-size {10**15}", f"--buffer-size {10**15}: takes .* GiB of memory, but a rank has"),
+    ("--hidden-size 16384 --hidden-layers 1000", "--hidden-sizes: takes .* GiB of memory, but a rank has"),
     (
         "--env-id DiscHuge-v0",
         r"--env-id DiscHuge-v0: its action space is Discrete\(10000000000\); .* at most 1,048,576",
     ),
     (
-        "--env-id Askew-v0 --env-backend tensor",
+        "--env-id Askew-v0 --vectorization tensor",
         r"Askew.reward: gives shape \(5, 1\); must be \(5,\) with 5 environments",
     ),
-    ("--env-id Askew-v0", "--env-id Askew-v0: is written in tensors; say --env-backend tensor too"),
-    ("--env-id Other-v0 --env-backend tensor", "module:Name imports the module that has another"),
+    ("--env-id Askew-v0", "--env-id Askew-v0: exists in tensors only; add --vectorization tensor"),
+    ("--env-id Other-v0 --vectorization tensor", "and with module:Name whatever that module registers"),
 ]
 
 
@@ -286,7 +372,7 @@ def test_bad_input_is_answered_with_one_message_and_leaves_nothing(
         (1, "", "1 rank: this program needs a player and at least one trainer"),
         (4, "--num-envs 2 --num-steps 1", "--num-steps 1: × --num-envs 2 = 2 rows; each of 3 trainers needs one"),
         (3, "--num-envs 5 --num-steps 1 --per-rank-batch-size 4", "--per-rank-batch-size 4: larger than the 3 rows"),
-        (3, "--player-on-gpu", "--player-on-gpu: the trainers are not on GPUs; say --cuda too"),
+        (3, "--player-on-gpu", "--player-on-gpu: the trainers are not on GPUs; add --cuda"),
         (4, "--cuda", r"--cuda: 3 trainer\(s\) on this machine need a GPU each, and torch finds 2 here"),
     ],
 )
@@ -298,6 +384,42 @@ def test_the_decoupled_program_checks_what_its_ranks_need(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(UserError, match=message):
         parse(flags.split(), {"ppo": DecoupledConfig()}).check()
+
+
+@pytest.mark.parametrize(
+    ("variables", "has_gpu", "told"),
+    [
+        ({"LT_ACCELERATOR": "cuda"}, False, {"cuda": True}),
+        ({"LT_ACCELERATOR": "gpu"}, True, {"cuda": True}),
+        ({"LT_ACCELERATOR": "auto"}, True, {"cuda": True}),
+        ({"LT_ACCELERATOR": "auto"}, False, {}),
+        ({"LT_ACCELERATOR": "cpu", "LT_PRECISION": "bf16"}, True, {"precision": "bf16-mixed"}),
+        ({"LT_PRECISION": "32"}, True, {"precision": "32-true"}),
+        ({"LT_PRECISION": "16-mixed"}, True, {"precision": "16-mixed"}),
+        ({}, True, {}),
+    ],
+)
+def test_options_of_fabric_run_are_flags_of_the_program(
+    variables: dict[str, str], has_gpu: bool, told: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    assert train_fabric.told_to_fabric() == told
+    seen: list[Config[Any]] = []
+    monkeypatch.setattr(sys, "argv", ["train_fabric.py", "--precision", "bf16-true"])
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    command_line(seen.append, CONFIGS, train_fabric.PROGRAM, train_fabric.told_to_fabric)
+    assert (seen[0].precision, seen[0].cuda) == (told.get("precision", "bf16-true"), told.get("cuda", False))
+
+
+def test_the_decoupled_program_takes_the_trainers_device_from_its_own_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("LT_ACCELERATOR", "auto")
+    assert train_fabric_decoupled.told() == {} and "LT_ACCELERATOR" not in os.environ
+    monkeypatch.setenv("LT_ACCELERATOR", "cuda")
+    with pytest.raises(UserError, match="--accelerator cuda: say --cuda after the program instead"):
+        train_fabric_decoupled.told()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-import train_torch
+import train_fabric
 from rl.cli import command_line
 from rl.config import CONFIGS
 from rl.dist import interrupts
@@ -135,9 +135,9 @@ def test_what_a_launcher_cannot_have_set_is_answered_in_one_line(
     launched |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     given = dict(variable.split("=") for variable in variables.split())
     monkeypatch.setattr(os, "environ", os.environ | ({} if "SLURM" in variables else launched) | given)
-    monkeypatch.setattr("sys.argv", ["train_torch.py"])
+    monkeypatch.setattr("sys.argv", ["train_fabric.py"])
     with pytest.raises(SystemExit) as exit_:
-        command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
+        command_line(train_fabric.main, CONFIGS, train_fabric.PROGRAM, train_fabric.told_to_fabric)
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     (name, value), *_ = [(name, value) for name, value in given.items() if value in line]

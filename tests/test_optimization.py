@@ -19,7 +19,7 @@ LEARNER = PPOConfig(ent_coef=0.01, clip_vloss=True).build()
 
 def agent(kind: str) -> Agent:
     torch.manual_seed(1)
-    return Agent(SPACES[kind], Network(hidden_size=16, shared_encoder=False))
+    return Agent(SPACES[kind], Network(hidden_sizes=(16, 16), shared_encoder=False))
 
 
 def minibatches(kind: str, num_rows: int) -> list[Rows]:
@@ -56,8 +56,8 @@ def reference(kind: str, batches: list[Rows]) -> tuple[Tensor, list[float]]:
     [
         ("eager", "discrete", 2**19),
         ("eager", "continuous", 2**14),
-        ("compiled", "discrete", 2**14),
-        ("compiled", "continuous", 2**19),
+        ("compile", "discrete", 2**14),
+        ("compile", "continuous", 2**19),
     ],
 )
 def test_gradient_steps_are_those_of_autograd_and_adam(
@@ -83,7 +83,7 @@ def test_compiled_bf16_products_stay_near_those_of_fp32() -> None:
     policy = agent("discrete")
     weights = Weights(policy)
     adam = make_adam(weights, 1e-2, fused=True)
-    step = GradientStep(LEARNER, policy, weights, adam, Ranks(), Execution("compiled"), autocast=torch.bfloat16)
+    step = GradientStep(LEARNER, policy, weights, adam, Ranks(), Execution("compile"), autocast=torch.bfloat16)
     batches = minibatches("discrete", 64)
     for rows in batches:
         step(rows)
@@ -98,7 +98,7 @@ def test_a_loss_scaler_skips_a_gradient_that_is_not_finite_and_scales_the_others
     weights = Weights(policy)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     adam = make_adam(weights, 1e-2, fused=True)
-    step = GradientStep(LEARNER, policy, weights, adam, Ranks(), Execution("compiled"), scaler=scaler)
+    step = GradientStep(LEARNER, policy, weights, adam, Ranks(), Execution("compile"), scaler=scaler)
     batches = minibatches("discrete", 64)
     poisoned = batches[0]._replace(advantage=torch.full((64,), torch.inf))
     before = weight_vector(policy)

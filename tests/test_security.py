@@ -30,7 +30,7 @@ def test_no_pickle_is_read_from_a_file_or_from_the_network() -> None:
         assert "weights_only=False" not in source and "add_safe_globals" not in source
 
 
-FLAGS = "--num-envs 2 --num-steps 8 --total-timesteps 32 --hidden-size 8 --eval-episodes 1 --execution eager"
+FLAGS = "--num-envs 2 --num-steps 8 --total-timesteps 32 --hidden-sizes 8 8 --eval-episodes 1 --execution eager"
 
 
 def train(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:

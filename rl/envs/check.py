@@ -27,10 +27,10 @@ TORCH = f"{Path(torch.__file__).parent}/"
 def check_env(
     env: TensorEnv | gym.Env[Any, Any] | Callable[[], TensorEnv | gym.Env[Any, Any]], device: torch.device | str = "cpu"
 ) -> None:
-    """Raises `UserError`, one line, for what is wrong with an environment, or with one that a class makes.
+    """Raises `UserError`, in one line, for an environment, or a class of one, that cannot work.
 
-    The functions of a `TensorEnv` are tried on some random steps: shapes, types and device of what they give, numbers
-    that are not finite or not in the space, `if` on numbers, randomness of their own, arguments changed in place, and
+    The functions of a `TensorEnv` are tried on some random steps: shapes, types and device of their results, values
+    that are not finite or not in the space, `if` on values, randomness of their own, arguments changed in place, and
     environments that depend on their neighbors. Any other environment goes through Gymnasium's own checker.
     """
     name = getattr(env, "__name__", type(env).__name__)
@@ -67,7 +67,7 @@ def _check_tensor_env(env: TensorEnv, name: str, device: torch.device) -> None:
         if not isinstance(given, Integral) or given < least:
             raise UserError(f"{name}.{attribute}: is {given}; must be a whole number, at least {least}")
     if device.type == "cuda" and not torch.cuda.is_available():
-        device = torch.device("meta")  # of tensors without numbers, which do not mix with the CPU's either
+        device = torch.device("meta")  # tensors without values, which do not mix with the CPU's either
     envs = TensorEnvs(_Watched(env, name).stepped(), NUM_ENVS, name).to(device)
     actions = copy.deepcopy(env.action_space)
     actions.seed(0)
@@ -82,14 +82,13 @@ def _check_tensor_env(env: TensorEnv, name: str, device: torch.device) -> None:
 
 
 class _LookedError(Exception):
-    """A function asked a tensor for a number."""
+    """A function read a tensor's values."""
 
 
 class _Blind(TorchFunctionMode):
-    """Lets nobody look at the numbers in tensors."""
+    """Raises `_LookedError` for operations of torch that read values, which compilation and capture cannot do."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Calls the function, unless its result depends on numbers."""
         by_mask = func is Tensor.__getitem__ and getattr(args[1], "dtype", None) == torch.bool
         if getattr(func, "__name__", "") in LOOKS or by_mask:
             raise _LookedError(func.__name__)
@@ -97,21 +96,20 @@ class _Blind(TorchFunctionMode):
 
 
 class _Watched:
-    """Holds the functions of a tensor environment to what they promise, wherever it is stepped."""
+    """Checks each call of a tensor environment's functions, wherever it is stepped."""
 
     def __init__(self, env: TensorEnv, name: str) -> None:
-        """`name` is what messages call it."""
         self.env, self.name = env, name
 
     def stepped(self) -> TensorEnv:
-        """The environment, every function of which is watched."""
+        """The environment, with functions that are checked."""
         env = copy.copy(self.env)
         for function in ("initial", "transition", "observation", "reward", "terminal"):
             setattr(env, function, functools.partial(self._call, function))
         return env
 
     def _call(self, name: str, *args: Tensor) -> Tensor:
-        """What a function gives; the same a second time, and to an environment alone."""
+        """What a function returns, if it returns the same a second time, and for an environment alone."""
         result, again = self._once(name, *args), self._once(name, *args)
         if result.is_meta:
             return result
@@ -135,7 +133,7 @@ class _Watched:
                 result = getattr(self.env, name)(*args)
         except Exception as error:
             looked = isinstance(error, _LookedError)
-            what = f"looks at a number ({error}); torch.where instead of if" if looked else f"raised {_line(error)}"
+            what = f"reads values ({error}); use torch.where instead of if" if looked else f"raised {_line(error)}"
             raise self._wrong(name, f"{what}, at {_place(error)}") from error
         if not torch.equal(torch.get_rng_state(), generator):
             raise self._wrong(name, "draws from torch's generator; what is random must come from the noise")
@@ -146,14 +144,10 @@ class _Watched:
         return result  # type: ignore[no-any-return]
 
     def _check_form(self, name: str, result: Any, like: Tensor) -> None:
-        """Raises `UserError` for a wrong type, shape, dtype or device."""
         if not isinstance(result, Tensor):
             raise self._wrong(name, f"gives {type(result).__name__}; must be a tensor")
-        of_one = {
-            "initial": result.shape[1:],
-            "transition": like.shape[1:],
-            "observation": self.env.observation_space.shape,
-        }
+        obs_shape = self.env.observation_space.shape
+        of_one = {"initial": result.shape[1:], "transition": like.shape[1:], "observation": obs_shape}
         shape = (len(like), *of_one.get(name, ()))
         if result.shape != shape:
             raise self._wrong(name, f"gives shape {tuple(result.shape)}; must be {shape} with {len(like)} environments")
@@ -161,12 +155,10 @@ class _Watched:
         if result.dtype != dtype if dtype else not result.is_floating_point():
             raise self._wrong(name, f"gives {result.dtype}; must be {dtype or 'floating-point'}")
         if result.device != like.device:
-            raise self._wrong(
-                name, f"gives a tensor on {result.device}; must be on {like.device}, as its arguments are"
-            )
+            right = f"must be on {like.device}, as its arguments are"
+            raise self._wrong(name, f"gives a tensor on {result.device}; {right}")
 
     def _check_within(self, obs: Tensor) -> None:
-        """Raises `UserError` for an observation outside of its space, but for rounding."""
         space = self.env.observation_space
         low, high = (torch.as_tensor(bound, device=obs.device) for bound in (space.low, space.high))
         within = (obs >= low - 1e-5 * (1 + low.abs())) & (obs <= high + 1e-5 * (1 + high.abs())) & obs.isfinite()
@@ -184,7 +176,7 @@ def _line(error: Exception) -> str:
 
 
 def _place(error: Exception) -> str:
-    """The last line of the environment's own that an error came through."""
+    """The last line of the environment's own code that an error came through."""
     frames = traceback.extract_tb(error.__traceback__)[1:]
     own = [frame for frame in frames if frame.filename != __file__ and not frame.filename.startswith(TORCH)]
     return f"{own[-1].filename}:{own[-1].lineno}" if own else "its first line"

@@ -21,7 +21,10 @@ def wrapped(angle: Tensor) -> Tensor:
 
 
 class CartPole(TensorEnv):
-    """CartPole-v1: keep a pole upright on a cart (Barto, Sutton & Anderson 1983)."""
+    """CartPole-v1: keep a pole upright on a cart (Barto, Sutton & Anderson 1983).
+
+    The state, and the observation, is position, velocity, angle and angular velocity.
+    """
 
     GRAVITY, MASS_CART, MASS_POLE, HALF_LENGTH, FORCE, TAU = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
     X_LIMIT, ANGLE_LIMIT = 2.4, 12 * 2 * math.pi / 360
@@ -32,11 +35,9 @@ class CartPole(TensorEnv):
     initial_noise_size = 4
 
     def initial(self, noise: Tensor) -> Tensor:
-        """Position, velocity, angle and angular velocity near 0."""
         return 0.1 * noise - 0.05
 
     def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
-        """One explicit Euler step of the equations of motion."""
         _, x_dot, theta, theta_dot = state.unbind(-1)
         force = self.FORCE * (2 * action - 1)
         cos, sin = theta.cos(), theta.sin()
@@ -49,21 +50,15 @@ class CartPole(TensorEnv):
         rates = torch.stack([x_dot, x_acc, theta_dot, theta_acc], dim=-1)
         return state + self.TAU * rates
 
-    def observation(self, state: Tensor) -> Tensor:
-        """All of the state."""
-        return state
-
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        """1 for every step, the last one included."""
         return torch.ones_like(state[..., 0])
 
     def terminal(self, state: Tensor) -> Tensor:
-        """The cart left the track, or the pole leans too far."""
         return (state[..., 0].abs() > self.X_LIMIT) | (state[..., 2].abs() > self.ANGLE_LIMIT)
 
 
 class Pendulum(TensorEnv):
-    """Pendulum-v1: swing a pendulum up and hold it there."""
+    """Pendulum-v1: swing a pendulum up and hold it there. The state is angle and angular velocity."""
 
     GRAVITY, MASS, LENGTH, TAU, MAX_SPEED, MAX_TORQUE = 10.0, 1.0, 1.0, 0.05, 8.0, 2.0
 
@@ -73,12 +68,10 @@ class Pendulum(TensorEnv):
     initial_noise_size = 2
 
     def initial(self, noise: Tensor) -> Tensor:
-        """Any angle, and an angular velocity between -1 and 1."""
         angle, speed = (2 * noise - 1).unbind(-1)
         return torch.stack([math.pi * angle, speed], dim=-1)
 
     def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
-        """One semi-implicit Euler step."""
         angle, speed = state.unbind(-1)
         gravity = 3 * self.GRAVITY / (2 * self.LENGTH) * angle.sin()
         torque = 3.0 / (self.MASS * self.LENGTH**2) * action[..., 0]
@@ -86,22 +79,19 @@ class Pendulum(TensorEnv):
         return torch.stack([angle + speed * self.TAU, speed], dim=-1)
 
     def observation(self, state: Tensor) -> Tensor:
-        """Cosine and sine of the angle, and the angular velocity."""
         angle, speed = state.unbind(-1)
         return torch.stack([angle.cos(), angle.sin(), speed], dim=-1)
 
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        """Minus the costs of leaning, of speed and of torque, before the step."""
         angle, speed = state.unbind(-1)
         return -(wrapped(angle).square() + 0.1 * speed.square() + 0.001 * action[..., 0].square())
 
     def terminal(self, state: Tensor) -> Tensor:
-        """Never."""
         return torch.zeros_like(state[..., 0], dtype=torch.bool)
 
 
 class MountainCar(TensorEnv):
-    """MountainCar-v0: drive an underpowered car up a hill (Moore 1990)."""
+    """MountainCar-v0: drive an underpowered car up a hill (Moore 1990). The state is position and velocity."""
 
     FORCE, GRAVITY, MIN_POSITION, MAX_POSITION, MAX_SPEED, GOAL = 0.001, 0.0025, -1.2, 0.6, 0.07, 0.5
 
@@ -113,11 +103,9 @@ class MountainCar(TensorEnv):
     initial_noise_size = 1
 
     def initial(self, noise: Tensor) -> Tensor:
-        """At rest in the valley, between -0.6 and -0.4."""
         return torch.cat([0.2 * noise - 0.6, torch.zeros_like(noise)], dim=-1)
 
     def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
-        """One step; the wall on the left stops the car."""
         position, velocity = state.unbind(-1)
         velocity = velocity + (action - 1) * self.FORCE - (3 * position).cos() * self.GRAVITY
         velocity = velocity.clamp(-self.MAX_SPEED, self.MAX_SPEED)
@@ -125,21 +113,18 @@ class MountainCar(TensorEnv):
         at_wall = (position == self.MIN_POSITION) & (velocity < 0)
         return torch.stack([position, velocity * ~at_wall], dim=-1)
 
-    def observation(self, state: Tensor) -> Tensor:
-        """Position and velocity."""
-        return state
-
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        """-1 for every step."""
         return -torch.ones_like(state[..., 0])
 
     def terminal(self, state: Tensor) -> Tensor:
-        """The car reached the flag, moving on."""
         return (state[..., 0] >= self.GOAL) & (state[..., 1] >= 0)
 
 
 class Acrobot(TensorEnv):
-    """Acrobot-v1: swing the lower of two links above the bar (Sutton 1996, with the equations of the book)."""
+    """Acrobot-v1: swing the lower of two links above the bar (Sutton 1996, with the equations of the book).
+
+    The state is both angles, then both angular velocities.
+    """
 
     GRAVITY, TAU, COM, MOMENT = 9.8, 0.2, 0.5, 1.0  # both links: length 1 m, mass 1 kg
     MAX_SPEED_1, MAX_SPEED_2 = 4 * math.pi, 9 * math.pi
@@ -150,11 +135,9 @@ class Acrobot(TensorEnv):
     initial_noise_size = 4
 
     def initial(self, noise: Tensor) -> Tensor:
-        """Both angles and both angular velocities near 0: hanging down."""
         return 0.2 * noise - 0.1
 
     def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
-        """One step of the classical Runge-Kutta method."""
         torque = (action - 1).to(state.dtype)
         k1 = self._rates(state, torque)
         k2 = self._rates(state + self.TAU / 2 * k1, torque)
@@ -166,16 +149,13 @@ class Acrobot(TensorEnv):
         return torch.stack([wrapped(angle_1), wrapped(angle_2), speed_1, speed_2], dim=-1)
 
     def observation(self, state: Tensor) -> Tensor:
-        """Cosine and sine of either angle, and the angular velocities."""
         angle_1, angle_2, speed_1, speed_2 = state.unbind(-1)
         return torch.stack([angle_1.cos(), angle_1.sin(), angle_2.cos(), angle_2.sin(), speed_1, speed_2], dim=-1)
 
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        """-1 for every step but the one that reaches the line."""
         return self.terminal(next_state).to(state.dtype) - 1
 
     def terminal(self, state: Tensor) -> Tensor:
-        """The tip is above the line."""
         angle_1, angle_2, _, _ = state.unbind(-1)
         return -angle_1.cos() - (angle_1 + angle_2).cos() > 1.0
 

@@ -1,4 +1,4 @@
-"""CustomEnv: push a mass left or right to keep it at a target; one, a batch of them, or a batch in tensors."""
+"""CustomEnv: push a mass left or right to keep it at a target; as a single environment, a batch, and in tensors."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ def pushed(position: Numbers, velocity: Numbers, action: Numbers) -> tuple[Numbe
 
 
 def reward_at(position: Numbers, target: float) -> Numbers:
-    """The reward of a push that leads here."""
+    """The reward of a push that leads to a position."""
     reward: Numbers = 1.0 - 0.1 * abs(position - target)
     return reward
 
@@ -44,12 +44,12 @@ def off_track(position: Numbers) -> Numbers:
 
 
 def start_position(generator: np.random.Generator, spread: float) -> float:
-    """Where an episode starts: the centre, or anywhere up to `spread` from it."""
+    """The first position of an episode: the center, or uniform up to `spread` from it."""
     return generator.uniform(-spread, spread) if spread > 0 else 0.0
 
 
 def checked_spread(spread: float) -> float:
-    """The spread, if masses would start on the track."""
+    """The spread; raises `ValueError` if masses could start off the track."""
     if not 0 <= spread <= POSITION_LIMIT:
         raise ValueError(f"start_spread {spread}: must lie between 0 and {POSITION_LIMIT}")
     return float(spread)
@@ -65,8 +65,8 @@ def frame(position: float, target: float) -> NDArray[np.uint8]:
         return abs(column - FRAME_WIDTH / 2 - x * pixels_per_unit) <= pixels
 
     picture[-FRAME_HEIGHT // 4] = 0
-    for x, colour in ((-POSITION_LIMIT, (200, 60, 60)), (POSITION_LIMIT, (200, 60, 60)), (target, (60, 160, 60))):
-        picture[:, near(x, 1)] = colour
+    for x, color in ((-POSITION_LIMIT, (200, 60, 60)), (POSITION_LIMIT, (200, 60, 60)), (target, (60, 160, 60))):
+        picture[:, near(x, 1)] = color
     body = (row > FRAME_HEIGHT // 2) & (row < FRAME_HEIGHT * 3 // 4)
     picture[np.ix_(body, near(position, FRAME_HEIGHT // 8))] = (50, 90, 200)
     return picture
@@ -76,14 +76,13 @@ class CustomEnv(gym.Env[NDArray[np.float32], np.int64]):
     """A mass on a track, pushed left (action 0) or right (action 1) at every step.
 
     Observation: position and velocity (float32). Reward: 1 - 0.1·|position - target|. The episode terminates when
-    |position| > 2; the registered environment truncates it after 200 steps. It starts at rest in the centre, or up to
+    |position| > 2; the registered environment truncates it after 200 steps. It starts at rest in the center, or up to
     `start_spread` from it; `reset(options={"start_spread": …})` overrides that for one episode.
     """
 
     metadata = {"render_modes": RENDER_MODES, "render_fps": FPS}  # noqa: RUF012 (Gymnasium's own declaration)
 
     def __init__(self, target: float = 0.0, start_spread: float = 0.0, render_mode: str | None = None) -> None:
-        """Raises `ValueError` if masses would start off the track."""
         self.target = target
         self.start_spread = checked_spread(start_spread)
         self.render_mode = render_mode
@@ -95,7 +94,6 @@ class CustomEnv(gym.Env[NDArray[np.float32], np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Starts an episode."""
         super().reset(seed=seed)
         spread = checked_spread((options or {}).get("start_spread", self.start_spread))
         self.position, self.velocity = start_position(self.np_random, spread), 0.0
@@ -104,11 +102,6 @@ class CustomEnv(gym.Env[NDArray[np.float32], np.int64]):
         return np.array([self.position, self.velocity], np.float32), {}
 
     def step(self, action: np.int64 | int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Pushes once.
-
-        Raises:
-            gymnasium.error.InvalidAction: The action is neither 0 nor 1.
-        """
         if not self.action_space.contains(action):
             raise gym.error.InvalidAction(f"action {action!r}: CustomEnv takes 0 (push left) or 1 (push right)")
         self.position, self.velocity = pushed(self.position, self.velocity, int(action))
@@ -118,11 +111,11 @@ class CustomEnv(gym.Env[NDArray[np.float32], np.int64]):
         return np.array([self.position, self.velocity], np.float32), reward, bool(terminated), False, {}
 
     def render(self) -> NDArray[np.uint8] | None:
-        """A frame (uint8 [120, 480, 3]), or the frame shown in a window."""
+        """A frame (uint8 [120, 480, 3]); in mode human, shows it in a window instead."""
         picture = frame(self.position, self.target)
         if self.render_mode != "human":
             return picture
-        import pygame  # an optional dependency, which only this needs
+        import pygame  # an optional dependency
 
         if self.window is None:
             pygame.init()
@@ -135,7 +128,6 @@ class CustomEnv(gym.Env[NDArray[np.float32], np.int64]):
         return None
 
     def close(self) -> None:
-        """Closes the window, if there is one."""
         if self.window is not None:
             import pygame
 
@@ -160,7 +152,6 @@ class CustomVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int64
         start_spread: float = 0.0,
         render_mode: str | None = None,
     ) -> None:
-        """Raises `ValueError` if masses would start off the track."""
         self.num_envs = num_envs
         self.max_episode_steps = max_episode_steps
         self.target = target
@@ -190,11 +181,6 @@ class CustomVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int64
     def step(
         self, actions: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Pushes every mass once.
-
-        Raises:
-            gymnasium.error.InvalidAction: An action is neither 0 nor 1.
-        """
         if not ((actions == 0) | (actions == 1)).all():
             raise gym.error.InvalidAction(f"actions {actions}: CustomEnv takes 0 (push left) or 1 (push right)")
         self.position, self.velocity = pushed(self.position, self.velocity, actions)
@@ -209,7 +195,6 @@ class CustomVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int64
         return self._observation(), reward, terminated, truncated, {"final_obs": obs, "_final_obs": ended}
 
     def render(self) -> tuple[NDArray[np.uint8], ...]:
-        """A frame (uint8 [120, 480, 3]) of every mass."""
         return tuple(frame(position, self.target) for position in self.position)
 
     def _start(self, where: NDArray[np.bool_], spread: float) -> None:
@@ -228,29 +213,20 @@ class CustomTensorEnv(TensorEnv):
     action_space = gym.spaces.Discrete(2)
 
     def __init__(self, max_episode_steps: int = 200, target: float = 0.0, start_spread: float = 0.0) -> None:
-        """Raises `ValueError` if masses would start off the track."""
         self.max_episode_steps = max_episode_steps
         self.target = target
         self.start_spread = checked_spread(start_spread)
         self.initial_noise_size = 1
 
     def initial(self, noise: Tensor) -> Tensor:
-        """At rest in the centre, or up to `start_spread` from it."""
         return torch.cat([self.start_spread * (2 * noise - 1), torch.zeros_like(noise)], dim=-1)
 
     def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
-        """One push."""
         position, velocity = state.unbind(-1)
         return torch.stack(pushed(position, velocity, action), dim=-1)
 
-    def observation(self, state: Tensor) -> Tensor:
-        """Position and velocity."""
-        return state
-
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        """How near the target the mass is."""
         return reward_at(next_state[..., 0], self.target)
 
     def terminal(self, state: Tensor) -> Tensor:
-        """The mass left the track."""
         return off_track(state[..., 0])

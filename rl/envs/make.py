@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +19,13 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import RecordVideo
 
 from rl.dist.launch import rank
+from rl.envs.failures import AnyVectorEnv, EpisodeError, from_outside, progress, watched
 from rl.envs.gym_envs import GymEnvs, Memory
-from rl.envs.seeded import EpisodeError, SeededEpisodes, from_outside, replayable, worker
+from rl.envs.seeded import SeededEpisodes, replayable, worker
 from rl.envs.snapshot import snapshots_suffice
 from rl.envs.spaces import Spaces
 from rl.envs.tensor_envs import TENSOR_ENVS, TensorEnvs
 from rl.envs.types import Envs
-from rl.envs.watchdog import progress, watched
 from rl.errors import EnvError, UserError, described, require
 
 ENV_ID = re.compile(r"([A-Za-z_][\w.]*:)?([A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
@@ -33,51 +33,42 @@ ENV_ID = re.compile(r"([A-Za-z_][\w.]*:)?([A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """What is acted on."""
+    """The environments."""
 
     env_id: str = "CustomEnv-v0"
     """Gymnasium's id of the environment; module:id imports the module that registers it first."""
     num_envs: int = 64
     """Number of environments of each rank."""
-    vectorization: Literal["auto", "sync", "async"] = "auto"
-    """How a rank steps its environments: sync, in turn; async, each in a process; auto, batched if they can be."""
-    env_backend: Literal["gymnasium", "tensor"] = "gymnasium"
-    """Gymnasium's environment, or the one of that id written in tensors, which lives on the learner's device."""
+    vectorization: Literal["auto", "sync", "async", "native", "tensor"] = "auto"
+    """How a rank steps its environments: sync, one after the other; async, each in a process; native, by the batched
+    class of the environment; tensor, by its form in tensors, on the learner's device; auto, the first that there
+    is of tensor (where the run is long enough to be compiled), native and sync."""
     allow_import: bool = False
     """Let --env-id import a module, and so run its code."""
     env_timeout: float = 120.0
-    """Seconds that an environment may take for an answer, before the run stops and names the one that hangs."""
+    """Seconds to wait for an environment, before the run stops and names the one that hangs."""
     max_replay_steps: int = 100_000
-    """Length up to which episodes are played again at --resume; in the place of a longer one a new one starts."""
+    """Longest episode that --resume replays; a longer one is replaced by a new episode."""
 
     def check(self) -> None:
-        """Raises `UserError` for a value that cannot work."""
+        """Raises `UserError` for an invalid value."""
+        module = self.env_id.partition(":")[0]
+        looks = "must look like CartPole-v1, namespace/Name-v0 or module:Name-v0"
+        imports = f"imports, and so runs, the module {module}; add --allow-import to permit it"
         require(self.num_envs >= 1, "--num-envs", self.num_envs, "must be at least 1")
-        require(
-            ENV_ID.fullmatch(self.env_id) is not None,
-            "--env-id",
-            repr(self.env_id),
-            "must look like CartPole-v1, namespace/Name-v0 or module:Name-v0",
-        )
-        require(
-            self.allow_import or ":" not in self.env_id,
-            "--env-id",
-            self.env_id,
-            f"imports, and so runs, the module {self.env_id.partition(':')[0]}; say --allow-import too if it may",
-        )
+        require(ENV_ID.fullmatch(self.env_id) is not None, "--env-id", repr(self.env_id), looks)
+        require(self.allow_import or ":" not in self.env_id, "--env-id", self.env_id, imports)
         require(0 < self.env_timeout < math.inf, "--env-timeout", self.env_timeout, "must be a finite number above 0")
         require(self.max_replay_steps >= 0, "--max-replay-steps", self.max_replay_steps, "must be at least 0")
-        require(
-            self.env_backend != "tensor" or self.vectorization == "auto",
-            "--vectorization",
-            self.vectorization,
-            "is for Gymnasium's environments; with --env-backend tensor leave it out",
-        )
+
+    def for_evaluation(self, num_envs: int) -> "EnvConfig":
+        """The same environments for whole episodes: in tensors if these are, else one after the other."""
+        return replace(self, num_envs=num_envs, vectorization="tensor" if self.vectorization == "tensor" else "sync")
 
 
 @contextlib.contextmanager
 def making(config: EnvConfig) -> Iterator[None]:
-    """Watches a block that makes environments, puts torch's settings back after it, and names what goes wrong.
+    """Names what goes wrong while a block makes environments, a hang included, and restores torch's settings.
 
     Raises:
         UserError: There is no such environment.
@@ -93,7 +84,7 @@ def making(config: EnvConfig) -> Iterator[None]:
         raise UserError(f"{prefix}{error}") from error
     except EpisodeError as error:
         raise EnvError(f"{prefix}{error} (rank {rank()}, before the run)") from error
-    except BaseException as error:  # whatever a constructor raises
+    except BaseException as error:  # a constructor may raise anything
         if from_outside(error):
             raise
         raise EnvError(f"{prefix}cannot be made: {described(error)}") from error
@@ -104,35 +95,22 @@ def making(config: EnvConfig) -> Iterator[None]:
 
 
 def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = None) -> Envs:
-    """The environments that the flags ask for; those for training come back after a resume.
+    """The environments that the flags ask for; those for training can be resumed.
 
-    `film` is where to film the first episode, an .mp4 file; its folder gets it with `-episode-0` behind the name.
+    `film` is an .mp4 file for the first episode; what is written beside it has `-episode-0` after its name.
 
     Raises:
-        UserError: There is no such environment, or an agent cannot act on it.
+        UserError: There is no such environment, or its spaces are not supported.
         EnvError: It cannot be made.
     """
-    module, _, name = config.env_id.rpartition(":")
     with making(config):
-        if module:
-            importlib.import_module(module)
-            progress()
-        if config.env_backend == "tensor":
-            return make_tensor_envs(name, config.num_envs)
-        if name in TENSOR_ENVS and name not in gym.registry:
-            raise UserError(f"--env-id {config.env_id}: is written in tensors; say --env-backend tensor too")
-        spec = gym.spec(name)
-        # An environment that exists only as a batch is evaluated as one too.
-        native = spec.vector_entry_point and (config.vectorization == "auto" or spec.entry_point is None)
-        # Tried on one made here, where an error still has its cause.
-        memory, made_anew = probed(name) if training and not native else ("none", False)
-        try:
-            envs = gym.make_vec(name, num_envs=config.num_envs, **how_batched(config, film, native=bool(native)))
-        except BaseException:
-            for process in multiprocessing.active_children():  # those of an AsyncVectorEnv that is not complete
-                if process.name.startswith("Worker<AsyncVectorEnv>"):
-                    process.kill()
-            raise
+        env_id = _imported(config)
+        if config.vectorization == "tensor":
+            return _make_tensor_envs(env_id, config.num_envs)
+        native = _is_native(config, env_id)
+        # Tried on one made in this process, where an error keeps its cause.
+        memory, made_anew = probed(env_id) if training and not native else ("none", False)
+        envs = _make_vector_env(config, env_id, film, native=native)
         if native:
             memory = "snapshot" if training and snapshots_suffice(envs) else "none"
         else:
@@ -140,8 +118,8 @@ def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = 
             envs.set_attr("made_anew", made_anew)  # type: ignore[attr-defined]
         if training and memory == "none" and rank() == 0:
             print(
-                f"note: --env-id {config.env_id}: does not do the same again after the same seed and actions; a resumed"
-                " run starts new episodes, so it is one like the uninterrupted run and not exactly that",
+                f"note: --env-id {config.env_id}: is not deterministic given seed and actions: a resumed run starts new"
+                " episodes and is not bit-exact",
                 file=sys.stderr,
             )
         try:
@@ -159,49 +137,83 @@ def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = 
             raise
 
 
-def probed(name: str) -> tuple[Memory, bool]:
-    """Whether episodes of a single environment can be played again, and if so, only in one that was made anew.
+def has_tensor_form(config: EnvConfig) -> bool:
+    """Whether the environment is registered in tensors, which --vectorization tensor needs.
 
     Raises:
-        UserError: An agent cannot act on its spaces.
-        EpisodeError: It does not what its spaces say.
+        UserError: Its module, which is imported if --allow-import permits it, cannot be.
     """
-    env = SeededEpisodes(gym.make(name))
+    if ":" in config.env_id and not config.allow_import:
+        return False
+    with making(config):
+        return _imported(config) in TENSOR_ENVS
+
+
+def probed(env_id: str) -> tuple[Memory, bool]:
+    """Whether episodes of a single environment can be replayed, and whether each needs a new object for that.
+
+    Raises:
+        UserError: Its spaces are not supported.
+        EpisodeError: It fails, or does not do what its spaces say.
+    """
+    env = SeededEpisodes(gym.make(env_id))
     try:
-        Spaces.of(name, env.observation_space, env.action_space)
+        Spaces.of(env_id, env.observation_space, env.action_space)
         return ("episodes" if replayable(env) else "none"), env.made_anew
     finally:
         env.close()
 
 
-def how_batched(config: EnvConfig, film: Path | None, *, native: bool) -> dict[str, Any]:
-    """What `gymnasium.make_vec` has to be told beside the environment and how many."""
-    if native:
-        return {"vectorization_mode": None}
-    # A film is not written while a step is watched.
+def _imported(config: EnvConfig) -> str:
+    """Imports the module of module:id, if there is one: the id."""
+    module, _, env_id = config.env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+        progress()
+    return env_id
+
+
+def _is_native(config: EnvConfig, env_id: str) -> bool:
+    if env_id in TENSOR_ENVS and env_id not in gym.registry:
+        raise UserError(f"--env-id {config.env_id}: exists in tensors only; add --vectorization tensor")
+    spec = gym.spec(env_id)
+    if config.vectorization == "native" and not spec.vector_entry_point:
+        raise UserError(f"--vectorization native: {config.env_id} has no batched class of its own; use sync or async")
+    # An environment that exists only as a batch is evaluated as one too.
+    return bool(spec.vector_entry_point) and (config.vectorization in ("auto", "native") or spec.entry_point is None)
+
+
+def _make_vector_env(config: EnvConfig, env_id: str, film: Path | None, *, native: bool) -> AnyVectorEnv:
+    how: dict[str, Any] = {"vectorization_mode": None} if native else _wrapped(config.vectorization, film)
+    try:
+        return gym.make_vec(env_id, num_envs=config.num_envs, **how)
+    except BaseException:
+        for process in multiprocessing.active_children():  # of an AsyncVectorEnv that is not complete
+            if process.name.startswith("Worker<AsyncVectorEnv>"):
+                process.kill()
+        raise
+
+
+def _wrapped(vectorization: str, film: Path | None) -> dict[str, Any]:
+    """What `gymnasium.make_vec` needs to batch single environments in turn or in processes."""
+    mode = "async" if vectorization == "async" else "sync"
+    # With NEXT_STEP, no step also writes the film of the episode that it ends, which could exceed --env-timeout.
     kwargs: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP if film else AutoresetMode.SAME_STEP}
-    if config.vectorization == "async":
-        kwargs["worker"] = worker
-    mode = "async" if config.vectorization == "async" else "sync"
-    how = {"vectorization_mode": mode, "vector_kwargs": kwargs, "wrappers": (SeededEpisodes,)}
+    kwargs |= {"worker": worker} if mode == "async" else {}
+    how: dict[str, Any] = {"vectorization_mode": mode, "vector_kwargs": kwargs, "wrappers": (SeededEpisodes,)}
     if film is None:
         return how
-    warnings.filterwarnings("ignore", ".*Overwriting existing videos", UserWarning)  # it would write beside them
+    warnings.filterwarnings("ignore", ".*Overwriting existing videos", UserWarning)  # the folder holds other films
     recorded = partial(
         RecordVideo, video_folder=str(film.parent), episode_trigger=lambda n: n == 0, name_prefix=film.stem
     )
     return how | {"wrappers": (recorded, SeededEpisodes), "render_mode": "rgb_array"}
 
 
-def make_tensor_envs(env_id: str, num_envs: int) -> TensorEnvs:
-    """Environments registered as tensor environments.
-
-    Raises:
-        UserError: None is registered by this id.
-    """
+def _make_tensor_envs(env_id: str, num_envs: int) -> TensorEnvs:
     if env_id not in TENSOR_ENVS:
         raise UserError(
-            f"--env-id {env_id}: not written in tensors, as --env-backend tensor wants; there are"
-            f" {', '.join(sorted(TENSOR_ENVS))}; module:Name imports the module that has another"
+            f"--env-id {env_id}: not written in tensors, as --vectorization tensor requires; available are"
+            f" {', '.join(sorted(TENSOR_ENVS))}, and with module:Name whatever that module registers"
         )
     return TensorEnvs(TENSOR_ENVS[env_id](), num_envs, env_id)

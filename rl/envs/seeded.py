@@ -1,4 +1,10 @@
-"""A Gymnasium environment whose every episode has a seed of its own, so that it can be played again."""
+"""A wrapper that gives every episode of a Gymnasium environment its own seed, so that it can be replayed.
+
+The seed depends on the environment's seed and the episode's number alone. An episode is therefore replayed from its
+number and its actions, without the episodes before it; `replayable` tries whether that holds. Some environments keep
+something from one episode to the next (a generator that `reset` does not seed): for those, if they are quick to make,
+each episode gets a new object (`made_anew`).
+"""
 
 import contextlib
 import copy
@@ -17,109 +23,91 @@ from gymnasium.vector.async_vector_env import _async_worker
 from numpy.typing import NDArray
 
 from rl.dist.launch import rank, signal_at_parents_death
-from rl.envs.watchdog import progress
-from rl.errors import StopError, UserError, described, one_line
+from rl.envs.failures import EpisodeError, from_outside, progress
+from rl.envs.snapshot import same
+from rl.errors import described, one_line
 from rl.seeding import episode_seed
 
-EPISODES = 2**32  # of an environment, at the most
+EPISODES = 2**32  # at most, of one environment
 FLAGS = frozenset((bool, np.bool_))
 NUMBERS = FLAGS | {float, int, np.float64, np.float32}
-# What it says in 40 lines of a process's error, an EpisodeError says in one.
+# AsyncVectorEnv prints 40 lines for an error in a process; an EpisodeError says the same in one.
 warnings.filterwarnings("ignore", r".*ERROR: ", UserWarning, r"gymnasium\.vector\.async_vector_env")
-
-
-class EpisodeError(Exception):
-    """What an environment did wrong; it travels from its process to that of its rank."""
 
 
 @functools.cache
 def note(text: str) -> None:
-    """Says something, once."""
+    """Prints a text unless it has been printed before."""
     print(text, file=sys.stderr)
 
 
-def from_outside(error: BaseException) -> bool:
-    """Whether a signal's handler raised it, and not the environment that happened to run."""
-    if not isinstance(error, KeyboardInterrupt):
-        return isinstance(error, UserError | StopError)
-    handler = signal.getsignal(signal.SIGINT)
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return handler is signal.default_int_handler or getattr(handler, "__code__", None) is frame.f_code
-
-
 def seed_of(environment: int, episode: int) -> int:
-    """What to `reset` a `SeededEpisodes` with, to have it start this episode of the environment of this seed."""
+    """The seed that makes `SeededEpisodes.reset` start this episode of the environment with this seed."""
     return environment * EPISODES + episode
 
 
 class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
-    """Seeds every episode by its number, plays episodes again, and names itself when something is wrong."""
+    """Seeds each episode by its number, replays episodes, and raises `EpisodeError` for invalid results."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
-        """Counts from episode 0 of environment 0 until it is reset with a `seed_of` another."""
         super().__init__(env)
-        self.shape = env.observation_space.shape  # the wrappers pass on the space itself, which takes its time
-        self.index = 0
-        """Which environment of its rank this is."""
-        self.made_anew = False
-        """Whether an episode depends on those before it in the same object, so that each needs a new one."""
+        self.shape = env.observation_space.shape  # kept, because wrappers look the space up anew each time
+        self.index = 0  # of this environment in its rank
+        self.made_anew = False  # whether each episode needs a new object
         self.environment, self.episode, self.num_steps = 0, 0, 0
-        self.history: Sequence[Any] = ()
-        """The actions of the episode to play again."""
-        self.busy = False
+        self.history: Sequence[Any] = ()  # actions of the episode to replay
+        self.busy = False  # whether the environment's own code is running, for the message if it hangs
         progress()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Starts the next episode, or that of a `seed_of`."""
-        self.environment, self.episode = (
-            (self.environment, self.episode + 1) if seed is None else divmod(seed, EPISODES)
-        )
+        """Starts the next episode, or the one that `seed_of` made the seed from."""
+        next_one = self.environment, self.episode + 1
+        self.environment, self.episode = next_one if seed is None else divmod(seed, EPISODES)
         self.num_steps = 0
-        self.busy = True
-        try:
-            if self.made_anew:
-                self.env.close()
-                self.env = gym.make(self.env.spec)  # type: ignore[arg-type]
-            result = self.env.reset(seed=episode_seed(self.environment, self.episode), options=options)
-        except BaseException as error:
-            raise self._raised(error) from None
-        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
-            raise self.failed(f"gave {one_line(repr(result))} instead of an observation and a dictionary")
-        self._check_obs(result[0])
-        self.busy = False
-        progress()
-        return result
+        obs, info = self._checked(self._reset_env, options, size=2, what="an observation and a dictionary")
+        self._check_obs(obs)
+        return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Acts once."""
         self.num_steps += 1
-        self.busy = True
-        try:
-            result = self.env.step(action)
-        except BaseException as error:
-            raise self._raised(error) from None
-        if not isinstance(result, tuple) or len(result) != 5 or not isinstance(result[4], dict):
-            what = "an observation, a reward, two truth values and a dictionary"
-            raise self.failed(f"gave {one_line(repr(result))} instead of {what}")
-        obs, reward, terminated, truncated, info = result
+        what = "an observation, a reward, two booleans and a dictionary"
+        obs, reward, terminated, truncated, info = self._checked(self.env.step, action, size=5, what=what)
+        # Tried first what almost all environments return, since this runs for each of them in each step.
         if type(obs) is not np.ndarray or obs.shape != self.shape or obs.dtype.kind not in "biuf":
             self._check_obs(obs)
         if type(reward) not in NUMBERS or type(terminated) not in FLAGS or type(truncated) not in FLAGS:
             reward = self._number("reward", reward)
             terminated, truncated = self._flag("terminated", terminated), self._flag("truncated", truncated)
-        self.busy = False
-        progress()
         return obs, reward, terminated, truncated, info
 
+    def _reset_env(self, options: dict[str, Any] | None) -> Any:
+        if self.made_anew:
+            self.env.close()
+            self.env = gym.make(self.env.spec)  # type: ignore[arg-type]
+        return self.env.reset(seed=episode_seed(self.environment, self.episode), options=options)
+
+    def _checked(self, call: Callable[[Any], Any], argument: Any, *, size: int, what: str) -> Any:
+        """What the environment's own code returns, which must be a tuple that ends with a dictionary."""
+        self.busy = True
+        try:
+            result = call(argument)
+        except BaseException as error:
+            raise self._raised(error) from None
+        self.busy = False
+        progress()
+        if not isinstance(result, tuple) or len(result) != size or not isinstance(result[-1], dict):
+            raise self.failed(f"gave {one_line(repr(result))} instead of {what}")
+        return result
+
     def replay(self) -> Any:
-        """Plays the next action of `history`: the observation, or None where there is no further action."""
+        """Takes the next action of `history`: the observation, or None after the last one."""
         if self.num_steps < len(self.history):
             return self.step(self.history[self.num_steps])[0]
         self.history = ()
         return None
 
     def close(self) -> None:
-        """Closes the environment; one that raises has ended all the same."""
+        """Closes the environment; an error in it gets a note, once, and stops nothing."""
         try:
             super().close()
         except BaseException as error:
@@ -129,7 +117,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
                 note(f"note: --env-id {getattr(self.env.spec, 'id', '')}: close() raised {described(error)}")
 
     def failed(self, how: str) -> EpisodeError:
-        """What to raise, or to say, where this environment did something wrong."""
+        """The error that says what this environment did, and where."""
         seed = episode_seed(self.environment, self.episode)
         return EpisodeError(
             f"environment {self.index} {how}, at step {self.num_steps:,} of the episode that reset(seed={seed}) starts"
@@ -145,7 +133,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
     def _array(self, value: Any) -> NDArray[Any]:
         try:
             return np.asarray(value)
-        except Exception as error:  # of whatever the environment's value is
+        except Exception as error:  # raised by the value itself, such as a tensor that requires a gradient
             raise self._raised(error) from None
 
     def _flag(self, name: str, value: Any) -> bool:
@@ -171,41 +159,30 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
 def worker(
     index: int, make: Callable[[], Any], pipe: Any, parent_pipe: Any, memory: Any, errors: Any, *rest: Any
 ) -> None:
-    """Gymnasium's process of one environment, deaf to what is meant for its rank, and gone when that is."""
+    """Gymnasium's worker process of one environment; ignores signals to its rank, and ends when its rank does."""
     signal_at_parents_death(signal.SIGKILL)
     for asked in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(asked, signal.SIG_IGN)
     try:
         env = make()
     except BaseException as error:
-        pipe.recv()  # what its rank asks first
+        pipe.recv()  # the first request, which this error answers
         errors.put((index, EpisodeError, f"environment {index} cannot be made: {described(error)}", ""))
         pipe.send((None, False))
         return
-    with contextlib.suppress(EOFError, OSError):  # where its rank has gone
+    with contextlib.suppress(EOFError, OSError):  # the rank has ended
         _async_worker(index, lambda: env, pipe, parent_pipe, memory, errors, *rest)
 
 
-def how_ended(processes: Sequence[Any]) -> tuple[int, str]:
-    """Which of the environments' processes has ended, and how."""
-    for process in processes:
-        process.join(0.5)
-    codes = [(n, process.exitcode) for n, process in enumerate(processes) if not process.is_alive()]
-    n, code = codes[0] if codes else (0, None)
-    if code is None:
-        return n, "or of another does not answer"
-    return n, f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended with code {code}"
-
-
 PROBES, PROBE_STEPS = 3, 60
-MAX_MAKE_SECONDS = 0.02  # to pay for every episode
+MAX_MAKE_SECONDS = 0.02  # acceptable for every episode
 
 
 def replayable(env: SeededEpisodes) -> bool:
-    """Whether episodes can be played again; has them `made_anew` where they can be in no other way."""
+    """Whether episodes can be replayed; sets `made_anew` where only new objects can."""
     first = [_played(env, probe) for probe in range(PROBES)]
     again = [_played(env, probe) for probe in reversed(range(PROBES))][::-1]
-    if _same(first, again):
+    if all(map(same, first, again)):
         return True
     began_at = time.perf_counter()
     gym.make(env.env.spec).close()  # type: ignore[arg-type]
@@ -213,12 +190,12 @@ def replayable(env: SeededEpisodes) -> bool:
         return False
     env.made_anew = True
     first, again = ([_played(env, probe) for probe in range(PROBES)] for _ in range(2))
-    return _same(first, again)
+    return all(map(same, first, again))
 
 
 def _played(env: SeededEpisodes, probe: int) -> list[NDArray[Any]]:
-    """All that an environment gives in some steps of random actions."""
-    actions = copy.deepcopy(env.action_space)
+    """Everything that the environment returns in some steps of random actions."""
+    actions = copy.deepcopy(env.action_space)  # whose generator may be the environment's too
     actions.seed(probe)
     seen = [np.asarray(env.reset(seed=seed_of(probe, 0))[0])]
     for _ in range(PROBE_STEPS):
@@ -227,10 +204,3 @@ def _played(env: SeededEpisodes, probe: int) -> list[NDArray[Any]]:
         if terminated or truncated:
             seen.append(np.asarray(env.reset()[0]))
     return seen
-
-
-def _same(first: list[list[NDArray[Any]]], second: list[list[NDArray[Any]]]) -> bool:
-    return all(
-        len(a) == len(b) and all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b, strict=True))
-        for a, b in zip(first, second, strict=True)
-    )

@@ -1,34 +1,36 @@
-"""The state of a natively batched environment: its attributes, as far as they are numbers, arrays and generators."""
+"""Saves and restores a batched environment: its attributes, as far as they are numbers, arrays and generators.
 
-from collections.abc import Mapping
+A batched class of the environment's own takes one seed for all, so its episodes cannot be replayed one by one. Whether
+its attributes hold all of its state is tried before the run (`snapshots_suffice`).
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rl.envs.watchdog import progress
+from rl.envs.failures import AnyVectorEnv, progress
 
-AnyVectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 PROBE_STEPS = 30
 
 
 def snapshot(envs: AnyVectorEnv) -> dict[str, Any]:
-    """What `restore` takes, of types that `torch.load` reads without executing anything."""
+    """What `restore` takes, of types that `torch.load(weights_only=True)` reads."""
     kept = {name: _kept(value) for name, value in vars(envs.unwrapped).items()}
     return {name: value for name, value in kept.items() if value is not None}
 
 
 def restore(envs: AnyVectorEnv, state: Mapping[str, Any]) -> None:
-    """Puts the attributes back."""
+    """Sets the attributes that `snapshot` saved."""
     attributes = vars(envs.unwrapped)
     for name in state.keys() & attributes.keys():
         attributes[name] = _restored(state[name], attributes[name])
 
 
 def snapshots_suffice(envs: AnyVectorEnv) -> bool:
-    """Whether the environments do the same again after they were put back; tried, and they need a reset after it."""
+    """Whether the environments repeat themselves after a restore; tried on them, so they must be reset afterwards."""
     envs.reset(seed=0)
     envs.action_space.seed(0)
     actions = [envs.action_space.sample() for _ in range(2 * PROBE_STEPS)]
@@ -38,13 +40,19 @@ def snapshots_suffice(envs: AnyVectorEnv) -> bool:
     try:
         restore(envs, before)
         again = _played(envs, actions[PROBE_STEPS:])
-    except Exception:  # whatever becomes of an object of which a part is missing
+    except Exception:  # restored in part, an environment may fail in any way
         return False
-    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, again, strict=True))
+    return same(first, again)
+
+
+def same(first: list[NDArray[Any]], second: list[NDArray[Any]]) -> bool:
+    """Whether the arrays are equal, NaN included."""
+    return len(first) == len(second) and all(
+        np.array_equal(a, b, equal_nan=True) for a, b in zip(first, second, strict=True)
+    )
 
 
 def _played(envs: AnyVectorEnv, actions: list[Any]) -> list[NDArray[Any]]:
-    """All that the environments give at these actions."""
     seen = []
     for action in actions:
         seen += [np.array(part) for part in envs.step(action)[:4]]
@@ -53,9 +61,11 @@ def _played(envs: AnyVectorEnv, actions: list[Any]) -> list[NDArray[Any]]:
 
 
 def _kept(value: Any) -> Any:
-    """A value as a tagged pair, or None if it is of no kind that can be kept."""
+    """The value as a pair (tag, value), or None for a type that is not kept."""
     if isinstance(value, np.random.Generator):
-        return "generator", _tensors(value.bit_generator.state)
+        return "generator", _converted(
+            value.bit_generator.state, np.ndarray, lambda array: torch.from_numpy(array.copy())
+        )
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return "array", torch.from_numpy(value.copy())
     if isinstance(value, torch.Tensor):
@@ -73,10 +83,10 @@ def _kept(value: Any) -> Any:
 def _restored(kept: tuple[str, Any], present: Any) -> Any:
     tag, value = kept
     if tag == "generator":
-        state = _arrays(value)
-        if not isinstance(present, np.random.Generator):
-            present = np.random.default_rng()
-        present.bit_generator.state = state  # of the same kind, else numpy refuses
+        present = present if isinstance(present, np.random.Generator) else np.random.default_rng()
+        present.bit_generator.state = _converted(
+            value, torch.Tensor, torch.Tensor.numpy
+        )  # raises for a generator of another kind
         return present
     if tag == "array":
         return value.numpy().copy()
@@ -91,13 +101,8 @@ def _restored(kept: tuple[str, Any], present: Any) -> Any:
     return value
 
 
-def _tensors(state: Any) -> Any:
+def _converted(state: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
+    """A nested dictionary in which all values of one type are converted."""
     if isinstance(state, dict):
-        return {name: _tensors(value) for name, value in state.items()}
-    return torch.from_numpy(state.copy()) if isinstance(state, np.ndarray) else state
-
-
-def _arrays(state: Any) -> Any:
-    if isinstance(state, dict):
-        return {name: _arrays(value) for name, value in state.items()}
-    return state.numpy() if isinstance(state, torch.Tensor) else state
+        return {name: _converted(value, kind, convert) for name, value in state.items()}
+    return convert(state) if isinstance(state, kind) else state

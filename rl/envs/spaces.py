@@ -1,4 +1,4 @@
-"""What an agent needs to know of an environment's spaces: how long an observation is, and what an action is."""
+"""The size of an environment's observations and the kind of its actions, which is all that an agent needs to know."""
 
 import functools
 import math
@@ -19,37 +19,37 @@ MAX_ACTIONS = 2**20
 
 @dataclass(frozen=True)
 class DiscreteActions:
-    """One of `num_actions` actions, which the environment counts from `start`."""
+    """`num_actions` actions, which the environment counts from `start`."""
 
     num_actions: int
     start: int = 0
 
     @property
     def noise_size(self) -> int:
-        """How many uniform numbers it takes to sample an action."""
+        """Number of uniform numbers that sampling an action takes."""
         return 1
 
     def to_env(self, action: NDArray[Any]) -> NDArray[Any]:
-        """The agent's actions, counted from 0, as the environment names them."""
+        """The agent's actions [...], counted from 0, as the environment counts them."""
         return action + self.start
 
     def within_bounds(self, action: Tensor) -> Tensor:
-        """The agent's actions [...] as they are: a tensor environment counts them from 0 too."""
+        """The agent's actions [...] unchanged: a tensor environment counts them from 0 too."""
         return action
 
 
 @dataclass(frozen=True)
 class BoxActions:
-    """A vector of numbers between bounds."""
+    """Vectors of numbers between bounds."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     dtype: str = "float32"
-    """What the environment takes, by NumPy's name."""
+    """The environment's type of actions, by NumPy's name."""
 
     @classmethod
     def of(cls, space: spaces.Box) -> "BoxActions":
-        """Those of a space; where float64 has not its bounds (as of a large integer), the next numbers within."""
+        """The actions of a space; a bound that float64 cannot hold (a large integer) becomes the next number inside."""
         low, high = ([(bound, float(bound)) for bound in bounds.tolist()] for bounds in (space.low, space.high))
         return cls(
             tuple(near if near >= bound else math.nextafter(near, math.inf) for bound, near in low),
@@ -59,12 +59,11 @@ class BoxActions:
 
     @property
     def noise_size(self) -> int:
-        """How many uniform numbers it takes to sample an action."""
         return len(self.low)
 
     @functools.cached_property
     def limits(self) -> NDArray[Any]:
-        """The bounds [2, A] (float64), none of them infinite in the environment's dtype."""
+        """The bounds [2, A] (float64), finite in the environment's dtype."""
         bounds = np.array([self.low, self.high])
         if np.dtype(self.dtype).kind != "f":
             return bounds
@@ -73,15 +72,15 @@ class BoxActions:
         return finite
 
     def to_env(self, action: NDArray[Any]) -> NDArray[Any]:
-        """The agent's actions, which know no bounds, clipped to the environment's, in its dtype."""
-        # Clipped in float64: what lies between two numbers of another type still does when it is cast to that.
+        """The agent's unbounded actions [..., A], clipped to the environment's bounds, in its dtype."""
+        # Clipped in float64: a number between two numbers of a narrower type stays between them when it is cast.
         exact = action.astype(np.float64)
         exact = exact if np.dtype(self.dtype).kind == "f" else np.rint(exact)
         in_env: NDArray[Any] = np.clip(exact, *self.limits).astype(self.dtype)
         return in_env
 
     def within_bounds(self, action: Tensor) -> Tensor:
-        """The agent's actions [..., A], which know no bounds, clipped to the environment's."""
+        """The agent's unbounded actions [..., A], clipped to the environment's bounds."""
         action = action if np.dtype(self.dtype).kind == "f" else action.round()
         columns = zip(action.unbind(-1), self.low, self.high, strict=True)
         return torch.stack([column.clamp(low, high) for column, low, high in columns], dim=-1)
@@ -99,17 +98,13 @@ class Spaces:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Spaces":
-        """The inverse of `dataclasses.asdict`, as a checkpoint needs it."""
+        """The inverse of `dataclasses.asdict`."""
         actions = fields["actions"]
         return cls(fields["obs_size"], (DiscreteActions if "num_actions" in actions else BoxActions)(**actions))
 
     @classmethod
     def of(cls, env_id: str, observation: spaces.Space[Any], action: spaces.Space[Any]) -> "Spaces":
-        """What an agent needs to know of these spaces of a single environment.
-
-        Raises:
-            UserError: The agent cannot act on such spaces.
-        """
+        """Raises `UserError` unless observations are a flat Box and actions Discrete or a flat Box."""
         if not (isinstance(observation, spaces.Box) and len(observation.shape) == 1 and observation.shape[0] > 0):
             raise UserError(
                 f"--env-id {env_id}: its observation space is {observation}; supported is a Box with one dimension"
@@ -121,8 +116,8 @@ class Spaces:
             isinstance(action, spaces.Box)
             and len(action.shape) == 1
             and action.shape[0] > 0
-            and action.dtype.itemsize <= 8  # torch has no longer numbers
-            and (action.low <= action.high).all()  # which no NaN is
+            and action.dtype.itemsize <= 8  # torch has no wider numbers
+            and (action.low <= action.high).all()  # false for NaN
         ):
             return cls(observation.shape[0], BoxActions.of(action))
         raise UserError(

@@ -1,4 +1,4 @@
-"""Who acts: the network from observations to a distribution over actions, and a value."""
+"""The agent: a network from observations to a distribution over actions and a value."""
 
 import itertools
 from collections.abc import Callable
@@ -10,47 +10,54 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rl.envs.spaces import DiscreteActions, Spaces
-from rl.errors import require
+from rl.errors import UserError, require
 from rl.models.distributions import Categorical, DiagonalGaussian, Distribution
 
-Policy = Callable[[Tensor], tuple[Distribution, Tensor]]  # an agent, or what stands for one
+Policy = Callable[[Tensor], tuple[Distribution, Tensor]]  # an agent, or a wrapper of one
+
+LARGEST_DEPTH, LARGEST_WIDTH = 1_000, 2**14
 
 
 @dataclass(frozen=True)
 class Network:
     """The agent's network."""
 
-    hidden_size: int = 64
-    """Width of the hidden layers."""
-    hidden_layers: int = 2
-    """Number of hidden layers."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers, from the first to the last."""
     activation_function: Literal["relu", "tanh"] = "tanh"
-    """What follows each hidden layer."""
+    """Activation function after each hidden layer."""
     shared_encoder: bool = True
-    """Actor and critic read the same hidden layers, instead of having their own."""
+    """Share the hidden layers between actor and critic; otherwise each has its own."""
     ortho_init: bool = True
-    """Orthogonal initial weights, instead of torch's own."""
+    """Initialize weights orthogonally; otherwise as PyTorch does by default."""
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
-        require(self.hidden_size >= 1, "--hidden-size", self.hidden_size, "must be at least 1")
-        require(self.hidden_layers >= 1, "--hidden-layers", self.hidden_layers, "must be at least 1")
+        if not 1 <= len(self.hidden_sizes) <= LARGEST_DEPTH:
+            raise UserError(f"--hidden-sizes: {len(self.hidden_sizes)} layers; must be 1 to {LARGEST_DEPTH:,} widths")
+        for size in self.hidden_sizes:
+            require(size >= 1, "--hidden-sizes", size, "must be at least 1")
+            require(size <= LARGEST_WIDTH, "--hidden-sizes", size, f"must be at most {LARGEST_WIDTH:,}")
+
+    def num_weights(self, obs_size: int) -> int:
+        """Number of weights between the hidden layers and below them."""
+        sizes = (obs_size, *self.hidden_sizes)
+        return sum(i * o for i, o in itertools.pairwise(sizes)) * (1 if self.shared_encoder else 2)
 
 
 class Agent(nn.Module):
-    """Actor and critic, on one encoder or on two."""
+    """An actor and a critic, on one encoder or on two; initial weights come from torch's global generator."""
 
     def __init__(self, spaces: Spaces, network: Network) -> None:
-        """Initial weights come from torch's global generator."""
         super().__init__()
         self.spaces = spaces
         actions = spaces.actions
         self.encoder = _encoder(spaces.obs_size, network)
         self.critic_encoder = None if network.shared_encoder else _encoder(spaces.obs_size, network)
-        self.actor = nn.Linear(
-            network.hidden_size, actions.num_actions if isinstance(actions, DiscreteActions) else len(actions.low)
-        )
-        self.critic = nn.Linear(network.hidden_size, 1)
+        width = network.hidden_sizes[-1]
+        num_outputs = actions.num_actions if isinstance(actions, DiscreteActions) else len(actions.low)
+        self.actor = nn.Linear(width, num_outputs)
+        self.critic = nn.Linear(width, 1)
         self.log_std = None if isinstance(actions, DiscreteActions) else nn.Parameter(torch.zeros(len(actions.low)))
         if network.ortho_init:
             self._init_orthogonally()
@@ -58,7 +65,7 @@ class Agent(nn.Module):
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """The distribution over actions and the value [...] at observations [..., D], both in float32.
 
-        They are float32 whatever precision the network runs in, so that nothing behind it needs to know.
+        They are float32 whatever precision the network computes in, so that losses need not know it.
         """
         obs = obs.to(self.critic.weight.dtype)
         encoded = self.encoder(obs)
@@ -86,14 +93,14 @@ def weight_vector(policy: nn.Module) -> Tensor:
 
 
 def weight_views(policy: nn.Module, vector: Tensor) -> dict[str, Tensor]:
-    """A vector [P] as the parameters by name, without a copy."""
+    """Views of a vector [P] as the policy's parameters, by name."""
     names, parameters = zip(*policy.named_parameters(), strict=True)
     parts = torch.split(vector, [parameter.numel() for parameter in parameters])
     return {n: part.view(p.shape) for n, part, p in zip(names, parts, parameters, strict=True)}
 
 
 def call_with(policy: Agent, vector: Tensor, obs: Tensor) -> tuple[Distribution, Tensor]:
-    """What the policy would answer to observations if `vector` [P] were its parameters."""
+    """The policy's output for observations with `vector` [P] as its parameters."""
     return cast(tuple[Distribution, Tensor], functional_call(policy, weight_views(policy, vector), (obs,)))
 
 
@@ -116,6 +123,6 @@ class Weights:
 
 def _encoder(obs_size: int, network: Network) -> nn.Sequential:
     activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[network.activation_function]
-    sizes = [obs_size] + network.hidden_layers * [network.hidden_size]
+    sizes = (obs_size, *network.hidden_sizes)
     layers = [layer for i, o in itertools.pairwise(sizes) for layer in (nn.Linear(i, o), activation())]
     return nn.Sequential(*layers)

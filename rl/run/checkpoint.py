@@ -213,8 +213,6 @@ def agent_of(content: Mapping[str, Any]) -> Agent:
         check_types(spaces)
         check_types(network)
         network.check()
-        if network.hidden_layers > len(content["agent"]):
-            raise ValueError(f"{network.hidden_layers} hidden layers")
         with torch.device("meta"):  # sizes alone: whatever the flags say, no memory is taken
             agent = Agent(spaces, replace(network, ortho_init=False))
         agent.load_state_dict(content["agent"], assign=True)

@@ -53,7 +53,7 @@ def evaluate(policy: Agent, envs: Envs, *, seed: int, max_steps: int, max_second
 
 def evaluate_run(config: Config[Any], policy: Agent, max_seconds: float = math.inf) -> Evaluation:
     """The evaluation that a run's flags ask for, on the device that its agent is on."""
-    with closing(make_envs(replace(config.env, num_envs=config.eval_episodes, vectorization="sync"))) as envs:
+    with closing(make_envs(config.env.for_evaluation(config.eval_episodes))) as envs:
         return evaluate(
             policy,
             envs.to(policy.critic.weight.device),
@@ -79,7 +79,7 @@ def act(policy: Agent, obs: NDArray[Any]) -> NDArray[Any]:
 
 def record_video(policy: Agent, config: EnvConfig, path: Path, *, seed: int, max_steps: int) -> float:
     """Films the first of the greedy episodes that `evaluate` plays by this seed into `path`, an .mp4: its return."""
-    one = replace(config, num_envs=1, vectorization="sync", env_backend="gymnasium")
+    one = replace(config, num_envs=1, vectorization="sync")
     with closing(make_envs(one, film=path)) as envs:
         evaluation = evaluate(policy, envs.to(policy.critic.weight.device), seed=seed, max_steps=max_steps)
         cast(GymEnvs, envs).envs.call("stop_recording")  # type: ignore[attr-defined]

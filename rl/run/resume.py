@@ -14,16 +14,16 @@ from rl.config import Config, flat
 from rl.dist.launch import rank, world_size
 from rl.envs.make import EnvConfig
 from rl.errors import CheckpointError, NothingToResumeError, how_ended, one_line
+from rl.keep import Keep
 from rl.models.agent import Network
 from rl.run.checkpoint import MISFITS, agent_of, check_types, from_bytes, read_checkpoint
 from rl.run.folder import folder_stem, kept_checkpoints, run_of
-from rl.run.keep import Keep
 
 ConfigType = TypeVar("ConfigType", bound=Config[Any])
 
 # A change of these makes another run of it.
 FIXED = [
-    *("env_id", "env_backend", "seed", "num_steps", "buffer_size", "share_data", "overlap"),
+    *("env_id", "seed", "num_steps", "buffer_size", "share_data", "overlap"),
     *(field.name for field in fields(Network) if field.name != "ortho_init"),
 ]
 LENGTH = ("total_timesteps", "total_episodes")  # of a run
@@ -146,6 +146,9 @@ def check_goes_on(content: Mapping[str, Any], config: Config[Any]) -> None:
         if name in changed:
             flag = f"--{name.replace('_', '-')}"
             raise CheckpointError(f"--resume: the run has {flag} {was[name]}, not {now[name]}; leave the flag out")
+    forms = was["vectorization"], now["vectorization"]
+    if "tensor" in forms and forms[0] != forms[1]:  # these are other environments with the same id
+        raise CheckpointError(f"--resume: the run has --vectorization {forms[0]}, not {forms[1]}; leave the flag out")
     if "precision" in changed and "bf16-true" in (was["precision"], now["precision"]):
         raise CheckpointError(
             f"--resume: the run has --precision {was['precision']}, whose weights {now['precision']} cannot take over"

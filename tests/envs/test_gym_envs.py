@@ -103,6 +103,13 @@ def test_what_exists_only_as_a_batch_is_evaluated_as_one(monkeypatch: pytest.Mon
         assert envs.reset(seed=1).shape == (2, 2)
 
 
+def test_a_batched_class_can_be_asked_for() -> None:
+    with closing(make_envs(EnvConfig("CartPole-v1", num_envs=2, vectorization="native"))) as envs:
+        assert not isinstance(envs.envs, SyncVectorEnv) and envs.resets_in_next_step
+    with pytest.raises(UserError, match="--vectorization native: LunarLander-v3 has no batched class of its own; use"):
+        make_envs(EnvConfig("LunarLander-v3", vectorization="native"))
+
+
 def test_observations_come_as_float32() -> None:
     envs = stepper(AutoresetMode.SAME_STEP)
     assert envs.reset(seed=0).dtype == envs.step(torch.tensor([0, 0])).obs.dtype == torch.float32

@@ -86,7 +86,7 @@ def test_a_new_episode_starts_in_the_place_of_one_that_is_too_long_and_the_other
     config = EnvConfig("FirstNeverEnds-v0", num_envs=2, vectorization=vectorization, max_replay_steps=30)
     envs, again, shorter = (make_envs(config, training=True) for _ in range(3))
     first = envs.reset(seed=7)
-    note = "note: --env-id FirstNeverEnds-v0: an episode is longer than --max-replay-steps 30; a resumed run starts a"
+    note = "note: --env-id FirstNeverEnds-v0: an episode is longer than --max-replay-steps 30: a resumed run starts a"
     for num_steps in range(1, 56):
         step = envs.step(torch.tensor([[1.0], [0.5]]))
         assert capsys.readouterr().err.count(note) == (num_steps == 31)

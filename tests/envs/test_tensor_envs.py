@@ -14,7 +14,7 @@ from torch import Tensor
 import rl
 from rl.envs.classic import CartPole, Pendulum
 from rl.envs.custom import CustomTensorEnv
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.make import EnvConfig, has_tensor_form, make_envs
 from rl.envs.tensor_envs import TENSOR_ENVS, TensorEnvs
 from rl.envs.types import Step
 from rl.errors import UserError
@@ -222,7 +222,7 @@ def test_two_ranks_collect_to_rounding_what_one_rank_with_all_their_environments
     env_id: str, num_envs: int
 ) -> None:
     def collect(num_envs: int, first_env: int) -> Rollout:
-        envs = make_envs(EnvConfig(env_id, num_envs=num_envs, env_backend="tensor"))
+        envs = make_envs(EnvConfig(env_id, num_envs=num_envs, vectorization="tensor"))
         torch.manual_seed(3)
         policy = Agent(envs.spaces, Network(ortho_init=False))
         with torch.no_grad():
@@ -237,6 +237,25 @@ def test_two_ranks_collect_to_rounding_what_one_rank_with_all_their_environments
 
 def test_what_is_not_written_in_tensors_is_said_so() -> None:
     with pytest.raises(UserError, match=r"--env-id LunarLander-v3: not written in tensors.*Acrobot-v1, CartPole-v1"):
-        make_envs(EnvConfig("LunarLander-v3", env_backend="tensor"))
-    with pytest.raises(UserError, match=r"--vectorization async: is for Gymnasium's environments"):
-        EnvConfig(env_backend="tensor", vectorization="async").check()
+        make_envs(EnvConfig("LunarLander-v3", vectorization="tensor"))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "allow_import", "expected"),
+    [
+        ("CartPole-v1", False, True),
+        ("LunarLander-v3", False, False),
+        ("Unknown-v0", False, False),
+        ("tests.probes:CartPole-v1", False, False),
+        ("tests.probes:CartPole-v1", True, True),
+    ],
+)
+def test_an_environment_has_a_tensor_form_if_one_is_registered_by_what_may_be_imported(
+    env_id: str, allow_import: bool, expected: bool
+) -> None:
+    assert has_tensor_form(EnvConfig(env_id, allow_import=allow_import)) == expected
+
+
+def test_a_module_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match=r"--env-id nowhere:Env-v0: No module named 'nowhere'"):
+        has_tensor_form(EnvConfig("nowhere:Env-v0", allow_import=True))

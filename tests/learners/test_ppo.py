@@ -22,7 +22,7 @@ SPACES = Spaces(4, DiscreteActions(2))
 
 def agent_for(spaces: Spaces = SPACES, **network: object) -> Agent:
     torch.manual_seed(0)
-    return Agent(spaces, Network(hidden_size=16, ortho_init=False, **network))
+    return Agent(spaces, Network(hidden_sizes=(16, 16), ortho_init=False, **network))
 
 
 def collect(agent: Agent, env_id: str = "CartPole-v1", num_steps: int = 64, vectorization: str = "sync") -> Rollout:

@@ -125,10 +125,10 @@ def test_normalised_returns_have_mean_0_and_deviation_1_over_the_rows_that_count
     assert rows.weight.tolist() == pytest.approx([4 / 3] * 3 + [0], rel=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["gymnasium", "tensor"])
+@pytest.mark.parametrize("vectorization", ["auto", "tensor"])
 @pytest.mark.parametrize("num_each", [1, 3])
-def test_every_environment_gives_as_many_whole_episodes(backend: str, num_each: int) -> None:
-    envs = make_envs(EnvConfig("CartPole-v1", num_envs=4, env_backend=backend))
+def test_every_environment_gives_as_many_whole_episodes(vectorization: str, num_each: int) -> None:
+    envs = make_envs(EnvConfig("CartPole-v1", num_envs=4, vectorization=vectorization))
     torch.manual_seed(0)
     collector = make_collector(envs, Agent(envs.spaces, Network()), seed=1, first_env=0)
     with torch.no_grad():
@@ -146,8 +146,8 @@ def test_every_environment_gives_as_many_whole_episodes(backend: str, num_each: 
 
 
 def test_further_episodes_start_elsewhere() -> None:
-    for backend in ("gymnasium", "tensor"):
-        envs = make_envs(EnvConfig("CartPole-v1", num_envs=2, env_backend=backend))
+    for vectorization in ("auto", "tensor"):
+        envs = make_envs(EnvConfig("CartPole-v1", num_envs=2, vectorization=vectorization))
         collector = make_collector(envs, Agent(envs.spaces, Network()), seed=1, first_env=0)
         with torch.no_grad():
             starts = [collect_episodes(collector, 1, look_every=8, max_steps=1000).obs[0] for _ in range(3)]

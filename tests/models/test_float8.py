@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 def agent_for(hidden_size: int = 64) -> Agent:
     torch.manual_seed(0)
-    return Agent(Spaces(4, DiscreteActions(2)), Network(hidden_size=hidden_size))
+    return Agent(Spaces(4, DiscreteActions(2)), Network(hidden_sizes=(hidden_size, hidden_size)))
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -74,7 +74,7 @@ def test_overlap_changes_the_weights_that_a_rollout_is_collected_with_and_nothin
 
 
 def test_uneven_parts_end_with_finite_weights() -> None:
-    flags = "--num-envs 5 --num-steps 1 --per-rank-batch-size 2 --total-timesteps 100 --hidden-size 16"
+    flags = "--num-envs 5 --num-steps 1 --per-rank-batch-size 2 --total-timesteps 100 --hidden-sizes 16 16"
     succeeded(decoupled(*flags.split(), "--eval-episodes", "2", ranks=3))
     assert all(parameter.isfinite().all() for parameter in agent_of(run_folder(FOLDER)).values())
 

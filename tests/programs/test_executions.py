@@ -19,13 +19,13 @@ from tests.programs.launch import (
 )
 from tests.programs.test_programs import SMALL
 
-TENSORS = ("--env-backend", "tensor", "--no-shared-encoder")
+TENSORS = ("--vectorization", "tensor", "--no-shared-encoder")
 
 
 def test_a_compiled_run_on_two_ranks_ends_near_the_eager_one() -> None:
     arguments = [*SMALL, *TENSORS, "--total-timesteps", "2048"]
     succeeded(torchrun(*arguments, "--execution", "eager"))
-    output = succeeded(fabric(*arguments, "--execution", "compiled"))
+    output = succeeded(fabric(*arguments, "--execution", "compile"))
     eager, compiled = agent_of(run_folder("torch_logs")), agent_of(run_folder("fabric_logs"))
     assert all(torch.allclose(eager[name], compiled[name], atol=1e-4) for name in eager)
     eager_log, log = scalars(run_folder("torch_logs")), scalars(run_folder("fabric_logs"))
@@ -39,7 +39,7 @@ def test_a_compiled_run_on_two_ranks_ends_near_the_eager_one() -> None:
 
 
 def test_a_compiled_player_and_trainer_learn_in_bf16() -> None:
-    arguments = [*TENSORS, "--execution", "compiled", "--num-envs", "32", "--total-timesteps", "250000"]
+    arguments = [*TENSORS, "--execution", "compile", "--num-envs", "32", "--total-timesteps", "250000"]
     succeeded(decoupled(*arguments, ranks=2, options=("--precision=16-mixed",)))
     # Which Fabric takes for fp16 on a CPU.
     assert json.loads((run_folder("fabric_decoupled_logs") / "config.json").read_text())["precision"] == "bf16-mixed"

@@ -26,7 +26,7 @@ from tests.programs.launch import (
     torchrun,
 )
 
-SMALL = "--num-envs 2 --num-steps 32 --hidden-size 16 --eval-episodes 1 --execution eager"
+SMALL = "--num-envs 2 --num-steps 32 --hidden-sizes 16 16 --eval-episodes 1 --execution eager"
 ENDLESS = f"{SMALL} --total-timesteps 100000000 --env-id CartPole-v1 --vectorization sync"
 ALONE = (sys.executable, str(ROOT / "train_torch.py"))
 

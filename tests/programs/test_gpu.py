@@ -12,8 +12,8 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("flags", ["", "--env-backend tensor"])
-@pytest.mark.parametrize("execution", ["eager", "compiled", "captured"])
+@pytest.mark.parametrize("flags", ["", "--vectorization tensor"])
+@pytest.mark.parametrize("execution", ["eager", "compile", "cudagraphs"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_a_gpu_learns_custom_env_in_every_precision_and_way_of_running(
     precision: str, execution: str, flags: str

@@ -8,7 +8,7 @@ from tests.programs.launch import agent_of, fabric, run_folder, scalars, succeed
 
 
 def test_the_actor_critic_learns_custom_env_on_two_ranks_and_reports_by_episodes() -> None:
-    flags = "actor-critic --env-backend tensor --total-episodes 800 --updates-per-collection 4 --execution eager"
+    flags = "actor-critic --vectorization tensor --total-episodes 800 --updates-per-collection 4 --execution eager"
     output = succeeded(fabric(*flags.split()))
     reports = [int(n.replace(",", "")) for n in re.findall(r"^([\d,]+) episodes, ", output, re.MULTILINE)]
     assert [number // 100 for number in reports] == [1, 2, 3, 4, 5, 6, 7, 8] and reports[-1] < 820
@@ -18,7 +18,7 @@ def test_the_actor_critic_learns_custom_env_on_two_ranks_and_reports_by_episodes
 
 
 def test_reinforce_with_a_baseline_learns_cart_pole_on_two_ranks() -> None:
-    flags = "reinforce --baseline --no-shared-encoder --env-backend tensor --num-envs 4 --total-timesteps 60000"
+    flags = "reinforce --baseline --no-shared-encoder --vectorization tensor --num-envs 4 --total-timesteps 60000"
     output = succeeded(torchrun(*flags.split()))
     logged = scalars(run_folder("torch_logs"))
     assert logged["Rewards/rew_avg"][-1][1] > 150  # a random policy's is 22
@@ -29,7 +29,7 @@ def test_reinforce_with_a_baseline_learns_cart_pole_on_two_ranks() -> None:
 
 
 def test_fp16_on_two_ranks_scales_the_loss_and_counts_what_it_skips() -> None:
-    flags = "--precision 16-mixed --env-backend tensor --num-envs 32 --num-steps 32 --total-timesteps 40000"
+    flags = "--precision 16-mixed --vectorization tensor --num-envs 32 --num-steps 32 --total-timesteps 40000"
     output = succeeded(torchrun(*flags.split()))
     logged = scalars(run_folder("torch_logs"))
     skipped = sum(value for _, value in logged["Count/skipped_steps"])
@@ -41,7 +41,7 @@ def test_fp16_on_two_ranks_scales_the_loss_and_counts_what_it_skips() -> None:
 
 
 def test_float8_goes_with_other_precision_on_two_ranks() -> None:
-    flags = "--fp8 --env-backend tensor --num-envs 16 --num-steps 32 --total-timesteps 8192 --execution eager"
+    flags = "--fp8 --vectorization tensor --num-envs 16 --num-steps 32 --total-timesteps 8192 --execution eager"
     result = fabric(*flags.split(), options=("--precision=bf16-true",))
     succeeded(result)
     assert result.stderr.count("note: --fp8: in float8 (emulated") == 1

@@ -7,7 +7,7 @@ import torch
 
 from tests.programs.launch import BIN, ROOT, agent_of, fabric, free_port, started, succeeded
 
-FLAGS = ["--num-envs", "2", "--num-steps", "32", "--hidden-size", "16", "--eval-episodes", "1"]
+FLAGS = ["--num-envs", "2", "--num-steps", "32", "--hidden-sizes", "16", "16", "--eval-episodes", "1"]
 FLAGS += ["--total-timesteps", "640", "--execution", "eager", "--checkpoint-every", "2"]
 
 

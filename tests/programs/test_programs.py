@@ -41,7 +41,7 @@ TAGS = {
     "Time/learn_seconds",
     "Test/cumulative_reward",
 }
-SMALL = ["--num-envs", "4", "--num-steps", "32", "--hidden-size", "16", "--eval-episodes", "2"]
+SMALL = ["--num-envs", "4", "--num-steps", "32", "--hidden-sizes", "16", "16", "--eval-episodes", "2"]
 
 
 def test_the_bare_command_learns_custom_env_to_its_optimum() -> None:

@@ -33,7 +33,7 @@ from rl.models.agent import Agent
 from rl.run.checkpoint import FORMAT, from_bytes, packed, read_checkpoint, write_checkpoint
 from rl.run.evaluation import act
 
-FLAGS = ["--hidden-size", "8", "--hidden-layers", "1", "--no-shared-encoder", "--activation-function", "relu"]
+FLAGS = ["--hidden-sizes", "8", "--no-shared-encoder", "--activation-function", "relu"]
 
 
 def content_of(agent: Agent, *flags: str, update: int = 1) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def test_torch_alone_reads_the_file_too_and_it_is_all_that_is_written(tmp_path: 
     assert list(tmp_path.iterdir()) == [path]
     content = torch.load(path, weights_only=True)
     assert content["agent"].keys() == agent.state_dict().keys()
-    assert content["config"]["network"]["hidden_size"] == 8
+    assert content["config"]["network"]["hidden_sizes"] == (8,)
 
 
 def test_an_environment_takes_the_loaded_policys_action(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_small_file_that_would_fill_the_memory_is_not_unpacked(tmp_path: Path)
 
 
 def change(content: dict[str, Any], place: str, value: object) -> dict[str, Any]:
-    """The content with another value at a place such as config.network.hidden_size."""
+    """The content with another value at a place such as config.network.hidden_sizes."""
     name, _, rest = place.partition(".")
     if rest:
         value = change(content[name], rest, value)
@@ -187,8 +187,8 @@ CHANGES = [
     *(("config.env.num_envs", wrong) for wrong in ("2", 0, None)),
     *(("config.env.env_id", wrong) for wrong in (3, "../x")),
     *(("config.learner.learning_rate", wrong) for wrong in ("x", math.nan, None)),
-    *(("config.network.hidden_size", wrong) for wrong in (None, 60_000, 0, 10**30, 8.0, [8])),
-    *(("config.network.hidden_layers", wrong) for wrong in (10**7, -1, 2)),
+    *(("config.network.hidden_sizes", (wrong,)) for wrong in (None, 60_000, 0, 10**30, 8.0, (8,))),
+    *(("config.network.hidden_sizes", wrong) for wrong in (None, 8, (), (8, 8), 1001 * (8,), [8])),
     *(("config.network.activation_function", wrong) for wrong in ("exp", None)),
     *((f"config.{name}", wrong) for name in ("exp_name", "seed", "precision") for wrong in (None, "../x", [])),
     *(("config.keep.checkpoint_every", wrong) for wrong in ("often", 3)),

@@ -26,7 +26,7 @@ from rl.run.control import Control, Signals, crc, memory, weighted_sum
 from tests import probes
 from tests.ranks import in_ranks
 
-FLAGS = ["--num-envs", "2", "--num-steps", "32", "--hidden-size", "16", "--eval-episodes", "1"]
+FLAGS = ["--num-envs", "2", "--num-steps", "32", "--hidden-sizes", "16", "16", "--eval-episodes", "1"]
 FLAGS += ["--execution", "eager", "--no-keep-best"]
 
 

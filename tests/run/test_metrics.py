@@ -72,7 +72,7 @@ def train(env_id: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Weights, str]:
             f" reset(seed={environment_seed(1, 3)}) starts (rank 0, step 3 of the run)",
         ),
         (
-            "NotANumberInTensors-v0 --env-backend tensor",
+            "NotANumberInTensors-v0 --vectorization tensor",
             "environment 3 of rank 0 gave an observation or a reward that is not finite at its step 6; must be finite",
         ),
         ("HugeReward-v0", "Loss/value_loss is inf in update 1 or just before it; try a lower --learning-rate"),

@@ -27,7 +27,7 @@ from tests import probes  # noqa: F401 (registers them)
 from tests.programs.launch import log_of, succeeded, torchrun
 from tests.states import differences, final_state
 
-FLAGS = ["--num-envs", "3", "--num-steps", "32", "--hidden-size", "16", "--eval-episodes", "1"]
+FLAGS = ["--num-envs", "3", "--num-steps", "32", "--hidden-sizes", "16", "16", "--eval-episodes", "1"]
 FLAGS += ["--execution", "eager", "--no-keep-best"]
 NUM_UPDATES = 8
 
@@ -65,13 +65,13 @@ VARIANTS = {
     "processes": f"{STEPS} --env-id Acrobot-v1 --vectorization async",
     "Box2D": f"{STEPS} --env-id LunarLander-v3",
     "Box2D that has to be made anew": f"{STEPS} --env-id BipedalWalker-v3",
-    "continuous tensors": f"{STEPS} --env-id Pendulum-v1 --env-backend tensor",
+    "continuous tensors": f"{STEPS} --env-id Pendulum-v1 --vectorization tensor",
     "fp16": f"{STEPS} --precision 16-mixed",
     "bf16": f"{STEPS} --precision bf16-true",
     "a replay buffer": f"actor-critic {STEPS} --buffer-size 200 --total-episodes 9999",
-    "a replay buffer of tensors": f"actor-critic {STEPS} --env-backend tensor --total-episodes 25",
+    "a replay buffer of tensors": f"actor-critic {STEPS} --vectorization tensor --total-episodes 25",
     "whole episodes": "reinforce --total-timesteps 2000 --vectorization sync",
-    "whole episodes in tensors": "reinforce --total-timesteps 2000 --env-backend tensor --baseline",
+    "whole episodes in tensors": "reinforce --total-timesteps 2000 --vectorization tensor --baseline",
 }
 
 
@@ -119,9 +119,7 @@ def test_an_environment_that_is_random_by_itself_is_found_out_and_its_resume_not
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = whole_run(monkeypatch, *STEPS.split(), "--env-id", "Unseeded-v0")
-    note = (
-        "note: --env-id Unseeded-v0: does not do the same again after the same seed and actions; a resumed run starts"
-    )
+    note = "note: --env-id Unseeded-v0: is not deterministic given seed and actions: a resumed run starts new episodes"
     assert capsys.readouterr().err.count(note) == 1
     copy = as_it_was(folder, 3)
     train(monkeypatch, "--resume", str(copy))
@@ -362,8 +360,13 @@ def test_the_newest_checkpoints_stay_and_the_best(monkeypatch: pytest.MonkeyPatc
     [
         ("--resume nowhere", 66, "--resume nowhere: is not there; must be a run's folder, a checkpoint, or auto"),
         ("--resume .", 66, "--resume .: holds no checkpoint"),
+        (
+            "--resume RUN --vectorization tensor",
+            65,
+            "the run has --vectorization auto, not tensor; leave the flag out",
+        ),
         ("--resume RUN --env-id CartPole-v1", 65, "the run has --env-id CustomEnv-v0, not CartPole-v1; leave the flag"),
-        ("--resume RUN --hidden-size 8", 65, "the run has --hidden-size 16, not 8"),
+        ("--resume RUN --hidden-sizes 8 8", 65, "the run has --hidden-sizes 16 16, not 8 8"),
         ("--resume RUN --num-steps 16", 65, "the run has --num-steps 32, not 16"),
         ("--resume RUN --seed 2", 65, "the run has --seed 1, not 2"),
         ("--resume RUN --precision bf16-true", 65, "the run has --precision 32-true, whose weights bf16-true cannot"),
