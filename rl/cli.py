@@ -19,7 +19,9 @@ from rl.compilers import keep_caches_private
 from rl.config import CONFIGS, Config
 from rl.dist.launch import check_variables, end_with_launcher, rank, take_slurm_ranks
 from rl.dist.ranks import choose_threads
-from rl.errors import USAGE_ERROR, CheckpointError, UserError, let_rank_0_speak, note_end, reported, require
+from rl.errors import USAGE_ERROR, CheckpointError, UserError, require
+from rl.reporting import let_rank_0_speak, note_end, reported
+from rl.run.checkpoint import Content
 from rl.run.evaluation import check_video
 from rl.run.resume import check_goes_on, config_of, find_checkpoint, is_complete
 
@@ -38,11 +40,8 @@ def command_line(main: Callable[[ConfigType], None], choices: Mapping[str, Confi
         if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
             signal.signal(signal.SIGUSR1, lambda *_: None)  # before the first update there is nothing to keep
         end_with_launcher()
-        try:
-            take_slurm_ranks()
-            check_variables()
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        take_slurm_ranks()
+        check_variables()
         check_versions()
         note_repeated(sys.argv[1:])
         os.umask(os.umask(0o022) | 0o022)  # others may read what a run leaves at the most
@@ -97,7 +96,7 @@ def note_repeated(arguments: list[str]) -> None:
 
 def read_flags(
     arguments: list[str], choices: Mapping[str, ConfigType], program: str
-) -> tuple[ConfigType, dict[str, Any] | None]:
+) -> tuple[ConfigType, Content | None]:
     """The flags of a command line; with `--resume`, over those of the run, of which the checkpoint comes with them."""
     config, checkpoint = parse(arguments, choices), None
     if config.keep.resume is not None:

@@ -15,7 +15,8 @@ from rl.cli import command_line
 from rl.config import CONFIGS
 from rl.dist import interrupts
 from rl.dist.interrupts import impatience
-from rl.errors import StopError, UserError, exit_file, how_ended, one_line, reported
+from rl.errors import StopError, UserError, one_line
+from rl.reporting import exit_file, how_ended, reported
 
 
 def outcome(error: BaseException) -> object:

@@ -12,7 +12,8 @@ import train_torch
 from rl.cli import command_line
 from rl.config import CONFIGS, Config
 from rl.envs.make import EnvConfig
-from rl.errors import UserError, how_ended
+from rl.errors import UserError
+from rl.reporting import how_ended
 from rl.run.folder import folder_stem, run_of
 from tests import probes  # noqa: F401 (registers them)
 

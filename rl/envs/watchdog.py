@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from rl.errors import UserError, described, report
+from rl.errors import UserError, described
+from rl.reporting import report
 
 POLL_SECONDS = 0.25
 _running: list["watched"] = []

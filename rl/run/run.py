@@ -15,9 +15,10 @@ from rl.compile import Execution
 from rl.config import Config
 from rl.dist.launch import rank
 from rl.dist.ranks import Ranks
-from rl.errors import CheckpointError, DiskError, StopError, exit_file
+from rl.errors import CheckpointError, DiskError, StopError
 from rl.learners.learner import AnyLearner
 from rl.models.agent import Agent
+from rl.reporting import COMPLETE, exit_file
 from rl.rollout import AnyCollector, Rollout
 from rl.run.checkpoint import Content, Position, content_of
 from rl.run.checks import Finite
@@ -85,7 +86,7 @@ class Run:
             note_learning_rate(self.folder.checkpoint, self.config, self.fraction_done())
         if rank() == 0:
             self.progress = Progress(self.config.last_step(), self.config.report_episodes, self.step)
-            self.folder.go_on(self.config)
+            self.folder.begin(self.config)
         self.requests.__enter__()
         return self
 
@@ -283,7 +284,7 @@ class Run:
         if self.config.capture_video:
             self._film("test_videos", "greedy")
         say(summary(self, evaluation))
-        exit_file.write(0, "complete")
+        exit_file.write(*COMPLETE)
 
     def _film(self, folder: str, name: str) -> None:
         path = self.folder.path / folder / f"{name}.mp4"
