@@ -29,12 +29,6 @@ class RanksError(UserError):
     exit_code = 69
 
 
-class LostRanksError(RanksError):
-    """This rank has lost others, possibly rank 0."""
-
-    of_one_rank = True
-
-
 class CrashLoopError(UserError):
     """A restart would fail in the same way."""
 
@@ -69,13 +63,6 @@ class DiskError(UserError):
     """Checkpoints cannot be written."""
 
     exit_code = 74
-
-
-class LeftError(UserError):
-    """Something ended the process by `sys.exit` before the end of the run."""
-
-    exit_code = 1
-    of_one_rank = True
 
 
 class StopError(BaseException):

@@ -23,9 +23,12 @@ from pathlib import Path
 
 from rl.dist.interrupts import INTERRUPTED, impatience
 from rl.dist.launch import absent_ranks, kill_stopped_ranks, leave_process_group, leave_together, rank
-from rl.errors import LeftError, LostRanksError, StopError, UserError
+from rl.errors import RanksError, StopError, UserError
 
 COMPLETE = (0, "complete")  # exit code and message of a run that has reached its end
+LEFT_EARLY = 1  # exit code of a process that something has ended by `sys.exit`
+# Messages of lost connections; for gloo torch has no exception class of its own.
+OF_COLLECTIVE = re.compile(r"gloo|NCCL|TCPStore|FileStore|Wait timeout|Connection (closed|reset)")
 
 
 class ExitFile:
@@ -80,12 +83,13 @@ def reported() -> Iterator[None]:
         except SystemExit as exit_:
             if exit_file.path is None or exit_file.said() == COMPLETE:
                 raise
-            sys.exit(report(LeftError(f"something called sys.exit({exit_.code!r}) before the end of the run")))
+            message = f"something called sys.exit({exit_.code!r}) before the end of the run"
+            sys.exit(report_alone(message, LEFT_EARLY))
         except KeyboardInterrupt:
             report_interrupt()
             sys.exit(INTERRUPTED)
         except RuntimeError as error:
-            if not is_of_collective(error):
+            if not OF_COLLECTIVE.search(str(error)):
                 raise
             sys.exit(report_lost(error))
         finally:
@@ -94,17 +98,22 @@ def reported() -> Iterator[None]:
 
 def report(error: UserError | StopError) -> int:
     """Prints an error once for all ranks, and writes it to exit.json and for the launcher; returns the exit code."""
-    message = str(error)
     if error.of_one_rank:
-        print(f"error: {message}", file=sys.stderr, flush=True)
-    else:
-        let_rank_0_speak()
-        if rank() == 0 or exit_file.said() is None:
-            kind = "stopped" if isinstance(error, StopError) else "error"
-            whose = "" if rank() == 0 else f" on rank {rank()}"
-            print(f"{kind}{whose}: {message}", file=sys.stderr, flush=True)
-    note_end(error.exit_code, message)
+        return report_alone(str(error), error.exit_code)
+    let_rank_0_speak()
+    if rank() == 0 or exit_file.said() is None:
+        kind = "stopped" if isinstance(error, StopError) else "error"
+        whose = "" if rank() == 0 else f" on rank {rank()}"
+        print(f"{kind}{whose}: {error}", file=sys.stderr, flush=True)
+    note_end(error.exit_code, str(error))
     return error.exit_code
+
+
+def report_alone(message: str, exit_code: int) -> int:
+    """Does as `report` with an error that only this rank knows of."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    note_end(exit_code, message)
+    return exit_code
 
 
 def report_interrupt() -> None:
@@ -128,7 +137,10 @@ def report_lost(error: RuntimeError) -> int:
     if said := exit_file.said():
         note_end(*said)
         return said[0]
-    exit_code = report(LostRanksError(lost_message(error)))
+    who = "; ".join(absent_ranks()) or "no rank of this machine is missing, so look at the other machines"
+    reason = f"(torch says: {str(error).splitlines()[0][:200]})"
+    message = f"ranks have lost each other: {who} {reason}. --resume auto continues from the last checkpoint"
+    exit_code = report_alone(message, RanksError.exit_code)
     kill_stopped_ranks()
     return exit_code
 
@@ -143,16 +155,10 @@ def note_end(exit_code: int, message: str) -> None:
             Path(f"{path}.tmp").replace(path)
 
 
-def is_of_collective(error: RuntimeError) -> bool:
-    """Whether an error means that ranks have lost each other; for gloo torch has no exception class of its own."""
-    return re.search(r"gloo|NCCL|TCPStore|FileStore|Wait timeout|Connection (closed|reset)", str(error)) is not None
-
-
-def lost_message(error: RuntimeError) -> str:
-    """Which ranks are lost, as far as this machine's processes tell."""
-    who = "; ".join(absent_ranks()) or "no rank of this machine is missing, so look at the other machines"
-    reason = str(error).splitlines()[0][:200]
-    return f"ranks have lost each other: {who} (torch says: {reason}). --resume auto resumes from the last checkpoint"
+def note(text: str) -> None:
+    """Prints a note to the user, once for all ranks."""
+    if rank() == 0:
+        print(f"note: {text}", file=sys.stderr)
 
 
 def let_rank_0_speak() -> None:

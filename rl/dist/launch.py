@@ -26,7 +26,6 @@ from torch.distributed.rendezvous import rendezvous
 
 from rl.errors import RanksError, UserError
 
-PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
 LEAVING = "rl-leaving"  # the process name of a rank that has finished
 POLL_SECONDS = 0.05  # between two looks at the processes of other ranks
 _identities: list[dict[str, Any]] = []  # of all ranks, once they have met
@@ -109,7 +108,7 @@ def take_slurm_ranks() -> None:
 def signal_at_parents_death(number: int) -> None:
     """Sends this process a signal when its parent dies (on Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, number)
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
 def end_with_launcher() -> None:

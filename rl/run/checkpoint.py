@@ -56,7 +56,7 @@ class Content(TypedDict):
 
 
 def content_of(agent: Agent, config: Config[Any], run: Position, ranks: list[torch.Tensor]) -> Content:
-    """The content of a checkpoint, on the CPU, so that a machine without a GPU can read it."""
+    """What to write; on the CPU, so that a machine without a GPU can read it."""
     return {
         "format": FORMAT,
         "agent": {name: value.cpu() for name, value in agent.state_dict().items()},
@@ -101,11 +101,15 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def packed(content: Mapping[str, Any]) -> bytes:
     """The bytes of a checkpoint file."""
+    # A zip archive ends with the length of its comment (2 bytes) and the comment; torch writes none.
+    archive = _saved(content)[:-2] + struct.pack("<H", _COMMENT_SIZE)
+    return archive + _comment(archive)
+
+
+def _saved(content: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
-    # A zip archive ends with the length of its comment (2 bytes) and the comment; torch writes none.
-    archive = buffer.getvalue()[:-2] + struct.pack("<H", _COMMENT_SIZE)
-    return archive + _comment(archive)
+    return buffer.getvalue()
 
 
 def _comment(archive: bytes) -> bytes:
@@ -213,9 +217,7 @@ def check_types(dataclass: Any) -> None:
 
 def to_bytes(state: Mapping[str, Any]) -> torch.Tensor:
     """A state as bytes [B] (uint8), a tensor that ranks can send."""
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(_saved(state)), dtype=torch.uint8)
 
 
 def from_bytes(data: torch.Tensor) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import fcntl
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from rl.config import Config
 from rl.dist.launch import meet, rank, world_size
 from rl.errors import CheckpointError, CrashLoopError, EnvError, FolderError, NumericError, RanksError
-from rl.reporting import exit_file, how_ended
+from rl.reporting import exit_file, how_ended, note
 from rl.run.checkpoint import read_checkpoint, read_once, write_checkpoint, write_whole
 
 LAST, BEST, CONFIG = "last.ckpt", "best.ckpt", "config.json"
@@ -109,7 +108,7 @@ def open_folder(config: Config[Any], program: str) -> RunFolder:
     if folder.is_new:
         folder.path = _new_folder(config, program)
         if file is not None:
-            print(f"note: --resume {file}: is in no run's folder; continues in {folder.path}", file=sys.stderr)
+            note(f"--resume {file}: is in no run's folder; continues in {folder.path}")
     try:
         folder.lock = _lock(folder.path)
         if folder.is_new:
@@ -186,7 +185,7 @@ def _set_aside_later(folder: Path, file: Path, update: int) -> None:
     aside = _numbered(folder / f"abandoned_{_now()}")
     for path in later:
         path.replace(aside / path.name)
-    print(f"note: resumes after update {update:,}; later checkpoints are now in {aside}", file=sys.stderr)
+    note(f"resumes after update {update:,}; later checkpoints are now in {aside}")
 
 
 def _wait_for_later_second(folder: Path) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rl.config import Config, flat
-from rl.dist.launch import rank, world_size
+from rl.dist.launch import world_size
 from rl.envs.make import EnvConfig
 from rl.errors import CheckpointError, NothingToResumeError
 from rl.models.agent import Network
-from rl.reporting import COMPLETE, how_ended
+from rl.reporting import COMPLETE, how_ended, note
 from rl.run.checkpoint import Content, agent_of, check_types, from_bytes, read_once, refused
 from rl.run.folder import folder_stem, kept_checkpoints, run_of
 from rl.run.keep import Keep
@@ -32,12 +32,6 @@ FREE = {field.name for field in fields(Keep)} | {
     *("rank_timeout", "env_timeout", "max_replay_steps", "allow_import", "vectorization", "log_dir", "exp_name"),
     *("report_episodes", "capture_video", "eval_episodes", "max_eval_steps"),
 }
-
-
-def note(text: str) -> None:
-    """Prints a note to the user, once for all ranks."""
-    if rank() == 0:
-        print(f"note: {text}", file=sys.stderr)
 
 
 def find_checkpoint(config: Config[Any], program: str) -> tuple[Path, Content] | None:

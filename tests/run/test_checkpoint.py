@@ -200,10 +200,10 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("place", "value"), CHANGES, ids=lambda value: "gone" if value is GONE else str(value)[:40])
-def test_a_field_that_nobody_has_written_so_is_one_line(
+def test_a_field_that_no_run_would_have_written_is_refused_in_one_line(
     place: str, value: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The digest is right, since whoever wants to can make it."""
+    """The digest is right: whoever forges a checkpoint can compute it."""
     write_checkpoint(Path("x.ckpt"), change(OLD, place, value))
     monkeypatch.setattr("sys.argv", ["x", "--resume", "x.ckpt"])
     with pytest.raises(SystemExit) as exit_:
@@ -214,7 +214,7 @@ def test_a_field_that_nobody_has_written_so_is_one_line(
 
 
 def in_child(action: Callable[[], None]) -> int:
-    """The exit code of a process that does this."""
+    """The exit code of a forked process that performs the action."""
     if child := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     try:
@@ -227,7 +227,7 @@ def in_child(action: Callable[[], None]) -> int:
 
 
 def dying_at(moment: int, path: Path) -> Callable[[], None]:
-    """Writes a checkpoint, and dies before a line of doing so."""
+    """Writes a checkpoint, and dies before the line of that number."""
     lines = 0
 
     def trace(frame: FrameType, event: str, arg: object) -> Any:

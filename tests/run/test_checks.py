@@ -84,7 +84,7 @@ def test_a_run_stops_and_says_where_while_its_weights_stay_finite(
     assert weights.vector.isfinite().all()
 
 
-def test_weights_of_a_checkpoint_that_are_not_finite_are_named_and_not_gone_on_with(
+def test_weights_of_a_checkpoint_that_are_not_finite_are_named_and_not_resumed_from(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["x", *FLAGS.split(), "--total-timesteps", "40", "--no-keep-best"])

@@ -1,4 +1,4 @@
-"""A run that went on from a checkpoint ends as it would have without a pause, to the bit."""
+"""A run that is resumed from a checkpoint ends as it would have without the pause, bit for bit."""
 
 import errno
 import os
@@ -87,7 +87,7 @@ def test_a_resumed_run_ends_with_the_same_bits_and_the_same_log(variant: str, mo
         assert log_of(copy) == expected_log
 
 
-def test_the_log_of_a_run_that_goes_on_in_the_same_second_is_read_after_what_it_corrects(
+def test_the_log_of_a_run_resumed_in_the_same_second_is_read_after_what_it_corrects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """TensorBoard reads event files in the order of their names: seconds, host, process, and a number, 10 before 9."""
@@ -142,7 +142,7 @@ def test_a_resumed_run_uses_its_own_flags_and_says_which_others_it_is_given(
     assert read_checkpoint(copy / "last.ckpt")["config"]["learner"]["gamma"] == 0.9
 
 
-def test_a_complete_run_is_left_as_it_is_and_goes_on_for_a_larger_total(
+def test_a_complete_run_is_left_as_it_is_and_resumed_for_a_larger_total(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = whole_run(monkeypatch, *STEPS.split())
@@ -186,7 +186,7 @@ def test_the_checkpoint_that_a_run_resumes_from_is_read_once(monkeypatch: pytest
     assert paths == [newest.absolute()]
 
 
-def test_a_run_that_was_extended_and_killed_goes_on_from_what_it_wrote_last(
+def test_a_run_that_was_extended_and_killed_resumes_from_what_it_wrote_last(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = whole_run(monkeypatch, *STEPS.split())
@@ -199,7 +199,7 @@ def test_a_run_that_was_extended_and_killed_goes_on_from_what_it_wrote_last(
     assert [step for step, _ in log_of(folder)["Loss/policy_loss"]] == list(range(96, 1441, 96))
 
 
-def test_what_came_after_the_checkpoint_that_a_run_goes_on_from_is_set_aside(
+def test_what_came_after_the_checkpoint_that_a_run_resumes_from_is_set_aside(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = whole_run(monkeypatch, *STEPS.split())
@@ -221,7 +221,7 @@ def test_what_came_after_the_checkpoint_that_a_run_goes_on_from_is_set_aside(
     assert [step for step, _ in rates] == list(range(96, 769, 96)) and [rate for _, rate in rates[3:]] == [0.5] * 5
 
 
-def test_a_checkpoint_that_is_in_no_runs_folder_goes_on_in_one_of_its_own(
+def test_a_checkpoint_that_is_in_no_runs_folder_is_resumed_in_one_of_its_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = whole_run(monkeypatch, *STEPS.split(), "--log-dir", "logs")
@@ -390,7 +390,7 @@ def test_the_newest_checkpoints_stay_and_the_best(monkeypatch: pytest.MonkeyPatc
         (f"--resume {5000 * 'x'}", 66, f"--resume {200 * 'x'}: cannot be opened .*File name too long"),
     ],
 )
-def test_what_cannot_go_on_is_refused_and_nothing_changes(
+def test_what_cannot_be_resumed_is_refused_and_nothing_changes(
     flags: str, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = whole_run(monkeypatch, *STEPS.split())
@@ -422,7 +422,7 @@ def test_another_program_refuses_the_run(monkeypatch: pytest.MonkeyPatch, capsys
     assert "--resume: is a run of another program" in capsys.readouterr().err
 
 
-def test_a_run_of_one_rank_goes_on_with_two_that_have_as_many_environments(
+def test_a_run_of_one_rank_is_resumed_by_two_that_have_as_many_environments(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--env-id", "CartPole-v1", "--vectorization", "sync", "--num-envs", "4", "--total-timesteps", "1024"]
@@ -440,7 +440,7 @@ def test_a_run_of_one_rank_goes_on_with_two_that_have_as_many_environments(
     assert read_checkpoint(copy / "last.ckpt")["num_players"] == 2
 
 
-def test_replay_buffers_are_not_dealt_to_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_buffers_are_not_divided_among_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = whole_run(monkeypatch, "actor-critic", *STEPS.split(), "--num-envs", "4", "--total-episodes", "9999")
     result = torchrun("--resume", str(as_it_was(folder, 4)), "--num-envs", "2", ranks=2)
     error = "error: --resume: each of the run's 1 ranks has a replay buffer, and these cannot be divided among 2 ranks"
@@ -448,7 +448,7 @@ def test_replay_buffers_are_not_dealt_to_other_ranks(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("code", "exit_code"), [(71, 70), (72, 70), (69, None), (143, None)])
-def test_a_run_that_would_end_in_the_same_way_is_not_started_again(
+def test_a_run_that_would_fail_in_the_same_way_is_not_restarted(
     code: int, exit_code: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = as_it_was(whole_run(monkeypatch, *STEPS.split()), 7)
