@@ -20,7 +20,7 @@ from rl.config import CONFIGS, Config, Precision
 from rl.dist.ranks import Ranks
 from rl.errors import require
 from rl.learners.learner import Metrics
-from rl.run.folder import RunFolder, join_all
+from rl.run.folder import RunFolder, join_ranks
 from rl.session import Session
 
 PROGRAM = "fabric_logs"  # the folder of its runs
@@ -29,7 +29,7 @@ PROGRAM = "fabric_logs"  # the folder of its runs
 def main(config: Config[Any]) -> None:
     """One training run."""
     with Session(config, PROGRAM, config.device()) as session:
-        join_all(config, "nccl" if config.cuda else "gloo", session.folder)
+        join_ranks(config, "nccl" if config.cuda else "gloo", session.folder)
         logger = make_logger(session.folder)
         fabric = Fabric(accelerator=session.device.type, loggers=logger, precision=precision_flag(config))
         agent = session.make_agent(Ranks.of(), *precision_of(fabric))

@@ -25,7 +25,7 @@ from rl.exchange import PLAYER, Exchange, Order
 from rl.learners.learner import Metrics
 from rl.rollout import make_collector
 from rl.run.control import ASKED
-from rl.run.folder import join_all
+from rl.run.folder import join_ranks
 from rl.session import Session, one_env
 from train_fabric import eager_step, make_logger, precision_flag, precision_of, told_to_fabric
 
@@ -56,7 +56,7 @@ def player(config: DecoupledConfig) -> None:
     # A GPU that no trainer has, where there is one.
     gpu = min(local_world_size() - 1, torch.cuda.device_count() - 1)
     with Session(config, PROGRAM, torch.device("cuda", gpu) if config.player_on_gpu else CPU) as session:
-        join_all(config, "gloo", session.folder)
+        join_ranks(config, "gloo", session.folder)
         group_trainers(config)
         session.make_agent(ALONE, *precision_of(fabric_on(session.device, config)), learns=False)
         exchange = make_exchange(config, session)
@@ -98,7 +98,7 @@ def trainer(config: DecoupledConfig) -> None:
     """Learns from its part of the player's rollouts, together with the other trainers."""
     device = torch.device("cuda", local_rank() - on_first_machine()) if config.cuda else CPU
     with Session(config, PROGRAM, device, plays=False) as session:
-        join_all(config, "gloo", session.folder)
+        join_ranks(config, "gloo", session.folder)
         fabric = fabric_on(device, config)
         trainers = Ranks.of(group_trainers(config))
         agent = session.make_agent(trainers, *precision_of(fabric))

@@ -19,7 +19,7 @@ from rl.config import CONFIGS, Config
 from rl.dist.ranks import Ranks
 from rl.learners.learner import Metrics
 from rl.models.distributions import Distribution
-from rl.run.folder import join_all
+from rl.run.folder import join_ranks
 from rl.run.logger import TensorBoardWriter
 from rl.session import Session
 
@@ -30,7 +30,7 @@ def main(config: Config[Any]) -> None:
     """One training run."""
     device = config.device()
     with Session(config, PROGRAM, device) as session:
-        join_all(config, "nccl" if config.cuda else "gloo", session.folder)
+        join_ranks(config, "nccl" if config.cuda else "gloo", session.folder)
         if config.cuda:
             torch.cuda.set_device(device)
         ranks = Ranks.of()

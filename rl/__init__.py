@@ -6,7 +6,7 @@ from rl.envs import classic
 from rl.envs.check import check_env
 from rl.envs.custom import CustomTensorEnv
 from rl.envs.tensor_envs import TensorEnv, TensorVectorEnv, register_tensor_env
-from rl.run.checkpoint import load_policy
+from rl.run.evaluation import load_policy
 
 __all__ = ["TensorEnv", "TensorVectorEnv", "check_env", "load_policy", "register_tensor_env"]
 

@@ -23,8 +23,10 @@ from rl.config import CONFIGS, Config
 from rl.dist.launch import check_variables, end_with_launcher, rank, take_slurm_ranks
 from rl.dist.ranks import choose_threads
 from rl.envs.make import has_tensor_form
-from rl.errors import USAGE_ERROR, CheckpointError, UserError, let_rank_0_speak, note_end, reported, require
+from rl.errors import USAGE_ERROR, CheckpointError, UserError, require
 from rl.models.agent import LARGEST_DEPTH
+from rl.reporting import let_rank_0_speak, note_end, reported
+from rl.run.checkpoint import Content
 from rl.run.evaluation import check_video
 from rl.run.resume import check_goes_on, config_of, find_checkpoint, is_complete
 
@@ -61,11 +63,8 @@ def command_line(
         if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
             signal.signal(signal.SIGUSR1, lambda *_: None)  # before the first update there is nothing to save
         end_with_launcher()
-        try:
-            take_slurm_ranks()
-            check_variables()
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        take_slurm_ranks()
+        check_variables()
         check_versions()
         note_repeated(sys.argv[1:])
         os.umask(os.umask(0o022) | 0o022)  # others may at most read what a run writes
@@ -143,7 +142,7 @@ def note_repeated(arguments: list[str]) -> None:
 
 def read_flags(
     arguments: list[str], choices: Mapping[str, ConfigType], program: str
-) -> tuple[ConfigType, dict[str, Any] | None]:
+) -> tuple[ConfigType, Content | None]:
     """The flags of a command line; with `--resume`, over those of the run, whose checkpoint is returned too."""
     config, checkpoint = parse(arguments, choices), None
     if config.keep.resume is not None:

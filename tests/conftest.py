@@ -15,7 +15,7 @@ import tqdm
 import rl  # noqa: F401 (registers CustomEnv-v0)
 from rl.compilers import keep_caches_private
 from rl.envs.failures import watched
-from rl.errors import exit_file
+from rl.reporting import exit_file
 
 with watched(1, AssertionError):  # type: ignore[arg-type]
     pass  # whose thread never ends either

@@ -254,7 +254,7 @@ MUTANTS = (
     Mutant(
         "a rank outlives its launcher",
         "rl/dist/launch.py",
-        "threading.Thread(target=stop_after_it, daemon=True).start()",
+        "threading.Thread(target=stop_with_launcher, daemon=True).start()",
         "pass",
         "tests/dist/test_launch.py -k asked_to_stop",
     ),

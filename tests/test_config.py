@@ -278,7 +278,7 @@ BAD_INPUT = [
     ("--log-dir /proc", "--log-dir /proc: no folder can be made there"),
     ("--cuda", r"--cuda: 1 rank\(s\) on this machine need a GPU each, and torch finds 0 here"),
     ("--player-on-gpu", "Unrecognized options: --player-on-gpu"),
-    ("--capture-video --env-id ConstantReward-v0", "--capture-video: ConstantReward-v0 cannot draw itself"),
+    ("--capture-video --env-id ConstantReward-v0", "--capture-video: ConstantReward-v0 has no render_mode rgb_array"),
     ("--total-episodes 0", "--total-episodes 0: must be at least 1"),
     ("--report-episodes 0", "--report-episodes 0: must be at least 1"),
     ("actor-critic --buffer-size 0", "--buffer-size 0: must be at least 1"),
@@ -438,7 +438,7 @@ def test_variables_of_a_launcher_that_are_set_by_half_are_named(
     with pytest.raises(SystemExit) as exit_:
         command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
     assert exit_.value.code == 2
-    message = f"error: RANK or WORLD_SIZE is set and {missing} not; a launcher sets all, or none\n"
+    message = f"error: RANK or WORLD_SIZE is set without {missing}; a launcher sets all of them\n"
     assert capsys.readouterr().err == message
 
 

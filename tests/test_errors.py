@@ -15,7 +15,8 @@ from rl.cli import command_line
 from rl.config import CONFIGS
 from rl.dist import interrupts
 from rl.dist.interrupts import impatience
-from rl.errors import StopError, UserError, exit_file, how_ended, one_line, reported
+from rl.errors import StopError, UserError, one_line
+from rl.reporting import exit_file, how_ended, reported
 
 
 def outcome(error: BaseException) -> object:
@@ -35,7 +36,7 @@ def test_an_interrupted_run_says_so_and_has_the_conventional_code(capsys: pytest
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_other_ranks_leave_the_word_to_rank_0_and_speak_if_it_had_nothing_to_say(
+def test_other_ranks_let_rank_0_report_and_report_themselves_if_it_does_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waits: list[float] = []
@@ -65,7 +66,7 @@ def test_the_launcher_shows_the_line_as_the_reason(monkeypatch: pytest.MonkeyPat
     assert "traceback : --gamma 2: too large\n" in str(ChildFailedError("x", {0: failure}))
 
 
-def test_a_rank_that_leaves_the_word_to_rank_0_is_no_failure_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_lets_rank_0_report_is_no_failure_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
     monkeypatch.setattr("os._exit", left.append)
     replace_sleep(monkeypatch, lambda _: None if left else os.kill(os.getpid(), signal.SIGTERM))
@@ -76,7 +77,7 @@ def test_a_rank_that_leaves_the_word_to_rank_0_is_no_failure_of_its_own(monkeypa
 
 
 @pytest.mark.parametrize("code", [0, None, 3, "licence expired"])
-def test_a_process_that_something_ends_before_the_run_has_not_done_well(
+def test_a_process_that_something_ends_before_the_run_has_failed(
     code: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exit_file.keep_in(tmp_path)
@@ -145,7 +146,7 @@ def test_what_a_launcher_cannot_have_set_is_answered_in_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_interrupt_ends_what_hears_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_interrupt_ends_a_process_that_ignores_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interrupts, "SECOND_TIME_SECONDS", 0.05)
     monkeypatch.setattr(interrupts, "PATIENCE_SECONDS", 0.05)
     signal.signal(signal.SIGINT, lambda *_: None)

@@ -12,7 +12,8 @@ import train_torch
 from rl.cli import command_line
 from rl.config import CONFIGS, Config
 from rl.envs.make import EnvConfig
-from rl.errors import UserError, how_ended
+from rl.errors import UserError
+from rl.reporting import how_ended
 from rl.run.folder import folder_stem, run_of
 from tests import probes  # noqa: F401 (registers them)
 
@@ -56,7 +57,7 @@ def test_a_checkpoint_does_not_give_itself_leave_to_import(
 @pytest.mark.parametrize(
     "name", [".lock", "config.json", "exit.json", ".last.ckpt.tmp", "last.ckpt", "checkpoints", "videos/x.mp4"]
 )
-def test_a_run_does_not_go_on_in_a_folder_whose_links_lead_elsewhere(
+def test_a_run_is_not_resumed_in_a_folder_whose_links_lead_elsewhere(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(monkeypatch)

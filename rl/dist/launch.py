@@ -1,4 +1,9 @@
-"""How ranks meet and part: who they are, where they wait for each other, and what ends them together."""
+"""How ranks find each other, and how they end: who this process is, where all meet, and what ends them together.
+
+Ranks that die or hang leave the others waiting inside a collective. So when they meet, all tell each other host, process
+and start time; from then on a rank can say which others have died or are stopped (SIGSTOP), and kill those that nothing
+else would end. A launcher that dies leaves its ranks running; a thread watches it and asks its rank to stop.
+"""
 
 import contextlib
 import ctypes
@@ -19,29 +24,28 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-PARENT_DEATH_SIGNAL = 1  # of Linux' prctl
-LEAVING = "rl-leaving"  # the name of a process that has nothing more to do
-LOOK_SECONDS = 0.05  # between two looks at the processes of other ranks
+from rl.errors import RanksError, UserError
+
+LEAVING = "rl-leaving"  # the process name of a rank that has finished
+POLL_SECONDS = 0.05  # between two looks at the processes of other ranks
 _identities: list[dict[str, Any]] = []  # of all ranks, once they have met
 
 
 def rank() -> int:
-    """This process's rank, known from the launcher's environment before any process group exists."""
+    """This process's rank; before there is a process group, by the launcher's environment variables."""
     return dist.get_rank() if dist.is_initialized() else _number("RANK", 0)
 
 
 def world_size() -> int:
-    """Number of ranks of the run, known from the launcher's environment before any process group exists."""
+    """Number of ranks of the run; before there is a process group, by the launcher's environment variables."""
     return dist.get_world_size() if dist.is_initialized() else _number("WORLD_SIZE", 1)
 
 
 def local_rank() -> int:
-    """This process's rank among those on this machine."""
     return _number("LOCAL_RANK", 0)
 
 
 def local_world_size() -> int:
-    """Number of ranks of the run on this machine."""
     return _number("LOCAL_WORLD_SIZE", 1)
 
 
@@ -56,33 +60,37 @@ def on_first_machine() -> bool:
 
 
 def check_variables() -> None:
-    """Raises `ValueError` where what a launcher sets for every rank is set in part only, or cannot be."""
+    """Raises `UserError` if the variables that a launcher sets for a rank are incomplete or contradict each other."""
     largest = {"RANK": world_size() - 1, "LOCAL_RANK": local_world_size() - 1, "LOCAL_WORLD_SIZE": world_size()}
     least = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"), 1)
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
         value, low, high = os.environ.get(name), least.get(name, 0), largest.get(name, 65535)
         if value is not None and not (value.isdecimal() and low <= int(value) <= high):
-            raise ValueError(f"{name} {value}: must be a whole number from {low} to {high}; a launcher sets it")
+            raise UserError(f"{name} {value}: must be a whole number from {low} to {high}; a launcher sets it")
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in names if name not in os.environ]
     if missing and os.environ.keys() & {"RANK", "WORLD_SIZE"}:
-        raise ValueError(f"RANK or WORLD_SIZE is set and {', '.join(missing)} not; a launcher sets all, or none")
+        raise UserError(f"RANK or WORLD_SIZE is set without {', '.join(missing)}; a launcher sets all of them")
 
 
 def take_slurm_ranks() -> None:
-    """Takes the rank from Slurm, where `srun` has started the program itself, and no launcher stands between."""
+    """Sets a launcher's variables from Slurm's, if `srun` has started this process without a launcher.
+
+    Raises:
+        UserError: A variable of Slurm's is not a whole number.
+    """
     tasks = os.environ.get("SLURM_NTASKS", "1")
     if "RANK" in os.environ or tasks == "1" or "SLURM_PROCID" not in os.environ:
         return
     if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
-        return  # a shell inside an allocation, as Lightning has it too
-    # The first of "node[03-05,9],other"; as Lightning's SLURMEnvironment reads it.
+        return  # a shell inside an allocation; Lightning makes the same exception
+    # "node03" of "node[03-05,9],other", as Lightning's SLURMEnvironment reads it.
     first_node = re.sub(r"\[([^],-]+)[^]]*\]", r"\1", os.environ.get("SLURM_NODELIST", "127.0.0.1")).split(",")[0]
     each = os.environ.get("SLURM_NTASKS_PER_NODE", tasks)
     job = os.environ.get("SLURM_JOB_ID", "0")
     for name, value in (("SLURM_NTASKS", tasks), ("SLURM_NTASKS_PER_NODE", each), ("SLURM_JOB_ID", job)):
         if not value.isdecimal():
-            raise ValueError(f"{name} {value}: must be a whole number; srun sets it")
+            raise UserError(f"{name} {value}: must be a whole number; srun sets it")
     os.environ |= {
         "RANK": os.environ["SLURM_PROCID"],
         "WORLD_SIZE": tasks,
@@ -98,33 +106,33 @@ def take_slurm_ranks() -> None:
 
 
 def signal_at_parents_death(number: int) -> None:
-    """Has this process get a signal when the one that started it dies (on Linux)."""
+    """Sends this process a signal when its parent dies (on Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, number)
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
 def end_with_launcher() -> None:
-    """Has this process asked to stop (SIGTERM) when its launcher dies, which else leaves it running (on Linux)."""
+    """Sends this process SIGTERM when its launcher dies, which otherwise leaves it running (on Linux)."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
         return
     try:
         launcher = _launcher()
-    except OSError:  # it has died already
+    except OSError:  # it has already died
         sys.exit(128 + signal.SIGTERM)
 
-    def stop_after_it() -> None:
+    def stop_with_launcher() -> None:
         while _status(launcher).state != "Z":
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=stop_after_it, daemon=True).start()
+    threading.Thread(target=stop_with_launcher, daemon=True).start()
 
 
 def _launcher() -> int:
-    """The first ancestor that the launcher's variables have not reached: a wrapper script may stand between.
+    """The launcher's process: the first ancestor without a launcher's variables, since a script may stand between.
 
     Raises:
-        OSError: It has died: whoever takes over its children is another user's, or has not loaded torch.
+        OSError: It has died; the process that adopted its children is another user's, or has not loaded torch.
     """
     pid = os.getppid()
     while b"TORCHELASTIC_RUN_ID=" in Path(f"/proc/{pid}/environ").read_bytes():
@@ -134,51 +142,44 @@ def _launcher() -> int:
     return pid
 
 
-def join_ranks(backend: str, flags: Mapping[str, Any], timeout_seconds: float, folder: str) -> list[str]:
-    """Meets the other ranks in a process group; says in which flags they differ, in words for people.
+def meet(backend: str, flags: Mapping[str, Any], timeout_seconds: float, folder: str) -> str:
+    """Joins the process group of all ranks; returns the `folder` that rank 0 has passed.
 
-    Rank 0's `folder` is then known to all.
-
-    On a single machine ranks meet in a file and talk over the loopback interface: nothing that they open can be reached
-    from elsewhere, and nothing of an earlier attempt is in the way.
+    The ranks of a single machine meet in a file and talk over the loopback interface: no other machine can reach what
+    they open, and what an earlier attempt left is not in the way.
 
     Raises:
-        TimeoutError: A rank has not come.
-        ConnectionError: Another program is where they were to meet.
+        RanksError: A rank has not come or has other flags, or another program uses the address.
     """
     timeout = timedelta(seconds=timeout_seconds)
     if local_world_size() == world_size() and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     store = _open_store(timeout)
-    # Process numbers are used again: with the time at which it started it is this process.
+    # Process numbers are reused, so the start time is needed to recognize a process.
     process = {"pid": os.getpid(), "started_at": _status(os.getpid()).started_at, "host": socket.gethostname()}
     mine = process | {"flags": dict(flags), "folder": folder, "timeout": timeout_seconds}
     store.set(f"rl/rank{rank()}", json.dumps(mine))
     _identities.clear()
     try:
         _identities.extend(json.loads(store.get(f"rl/rank{other}")) for other in range(world_size()))
-    except RuntimeError as error:  # a file's timeout is nothing more special
-        missing = f"rank {len(_identities)} of {world_size()}"
-        raise TimeoutError(f"{missing} has not come in {timeout_seconds:g} s") from error
+    except RuntimeError as error:  # a FileStore raises nothing more specific when it times out
+        raise _too_late(f"rank {len(_identities)} of {world_size()} has not come in {timeout_seconds:g} s") from error
     dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=timeout)
-    first = _identities[0]["flags"]
-    return [
-        f"--{name.replace('_', '-')} is {first[name]} on rank 0 and {identity['flags'][name]} on rank {other}"
+    first = _identities[0]
+    differences = [
+        f"--{name.replace('_', '-')} is {value} on rank 0 and {identity['flags'][name]} on rank {other}"
         for other, identity in enumerate(_identities)
-        for name in first
-        if identity["flags"][name] != first[name]
+        for name, value in first["flags"].items()
+        if identity["flags"][name] != value
     ]
-
-
-def folder_of_rank_0() -> str:
-    """What rank 0 joined with."""
-    folder: str = _identities[0]["folder"]
-    return folder
+    if differences:
+        raise RanksError(f"all ranks need the same flags: {'; '.join(differences)}")
+    return str(first["folder"])
 
 
 def _open_store(timeout: timedelta) -> Any:
-    """Where ranks meet: in a file, or at the address that their launcher names; raises as `join_ranks` does."""
+    """The store where ranks meet: a file, or a server at the address that their launcher sets."""
     if (file := _meeting_place()) is not None:
         store = dist.FileStore(str(file), world_size())  # type: ignore[attr-defined]
         store.set_timeout(timeout)
@@ -188,15 +189,19 @@ def _open_store(timeout: timedelta) -> Any:
     except dist.DistError as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         if "EADDRINUSE" in str(error):
-            raise ConnectionError(f"another program listens on {address}; choose another port") from error
+            raise RanksError(f"another program listens on {address}; choose another port") from error
         reason = str(error).splitlines()[0]
-        raise TimeoutError(f"ranks have not met at {address} in {timeout.total_seconds():g} s ({reason})") from error
+        raise _too_late(f"ranks have not met at {address} in {timeout.total_seconds():g} s ({reason})") from error
+
+
+def _too_late(what: str) -> RanksError:
+    return RanksError(f"{what}; see what the other ranks have printed, or raise --rank-timeout")
 
 
 def _meeting_place() -> Path | None:
-    """A file of this attempt of the launcher's, in a folder of this user's alone, if all ranks are of one launcher.
+    """A file for this attempt of the launcher, in a folder that only this user can read, if it started all ranks.
 
-    The launcher makes it for what ranks say of their errors, and tells each a name in it: attempt/rank/file.
+    The folder is where launchers collect their ranks' errors; each rank is told its error file, attempt/rank/file.
     """
     error_file = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", ""))
     if local_world_size() != world_size() or "TORCHELASTIC_RUN_ID" not in os.environ or len(error_file.parents) < 3:
@@ -214,7 +219,7 @@ class _Status(NamedTuple):
 
 
 def _status(pid: int) -> _Status:
-    """What Linux says of a process."""
+    """A process as /proc describes it; dead if it is not there."""
     try:
         name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
     except OSError:
@@ -224,7 +229,7 @@ def _status(pid: int) -> _Status:
 
 
 def _others() -> Iterator[tuple[int, int, _Status]]:
-    """Rank, process and status of the other ranks of this machine."""
+    """Rank, process number and status of the other ranks of this machine."""
     for number, identity in enumerate(_identities if Path("/proc/self").exists() else ()):
         if identity["host"] == socket.gethostname() and number != rank():
             status = _status(identity["pid"])
@@ -232,24 +237,24 @@ def _others() -> Iterator[tuple[int, int, _Status]]:
 
 
 def absent_ranks() -> list[str]:
-    """Which ranks of this machine have died, or are stopped; for people."""
+    """Which ranks of this machine have died or are stopped, in words."""
     how = {"Z": "has died", "T": "is stopped"}
     return [f"rank {number} (process {pid}) {how[is_.state]}" for number, pid, is_ in _others() if is_.state in how]
 
 
 def kill_stopped_ranks() -> None:
-    """Kills the ranks of this machine that are stopped: for those that nobody waits for but their launcher."""
+    """Kills the ranks of this machine that are stopped, for which their launcher would wait forever."""
     for _, pid, status in _others():
         if status.state == "T":
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def part() -> None:
-    """Waits until no rank of this machine can be left behind, stopped, with a launcher that waits for it for ever.
+def leave_together() -> None:
+    """Waits until no rank of this machine can be left behind stopped, with a launcher that waits for it forever.
 
-    All wait until all are here, and the first of them for the end of the others. What is stopped meanwhile is killed
-    after as long as ranks wait for each other.
+    All wait until all are here, and the first of them also until the others have ended. Ranks that stay stopped for
+    as long as the rank timeout are killed.
     """
     if not (numbers := [number for number, *_ in _others()]):
         return
@@ -258,18 +263,18 @@ def part() -> None:
     while states := [is_.state for _, _, is_ in _others() if is_.name != LEAVING or rank() < min(numbers)]:
         if set(states) == {"Z"}:
             break
-        stopped_seconds = stopped_seconds + LOOK_SECONDS if "T" in states else 0.0
+        stopped_seconds = stopped_seconds + POLL_SECONDS if "T" in states else 0.0
         if stopped_seconds > _identities[0]["timeout"]:
-            print(f"note: the run is at its end, and {'; '.join(absent_ranks())}: killed", file=sys.stderr, flush=True)
+            print(f"note: the run has ended, and {'; '.join(absent_ranks())}: killed", file=sys.stderr, flush=True)
             kill_stopped_ranks()
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def leave_process_group() -> None:
-    """Ends this process's part in the process group, if there is one, and the threads behind it.
+    """Destroys the process group, if there is one, and with it its threads.
 
-    A DistributedDataParallel keeps the group alive, and is part of a reference cycle. Where either is left to the
-    interpreter's exit, the group's threads may then touch what is gone, and some runs abort there.
+    A DistributedDataParallel keeps the group alive and is part of a reference cycle, hence the garbage collection. If
+    the group lives until the interpreter's exit, its threads may use what has been freed, and some runs abort there.
     """
     if dist.is_initialized():
         gc.collect()

@@ -23,7 +23,8 @@ from gymnasium.vector import AsyncVectorEnv
 from numpy.typing import NDArray
 
 from rl.dist.launch import rank
-from rl.errors import OneEnvError, StopError, UserError, described, one_line, report
+from rl.errors import OneEnvError, StopError, UserError, described, one_line
+from rl.reporting import report
 from rl.seeding import episode_seed
 
 AnyVectorEnv = gym.vector.VectorEnv[Any, Any, Any]

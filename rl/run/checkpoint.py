@@ -1,8 +1,11 @@
-"""Checkpoints as files: whole or absent, checked before they are read, and readable by `torch.load` alone.
+"""Checkpoints as files: whole or absent, checked before they are used, and readable by `torch.load` alone.
 
-A file is what `torch.save` writes, a zip archive, whose comment is the SHA-256 digest of all that stands before it.
+A file is the zip archive that `torch.save` writes, with the SHA-256 digest of everything before it as the archive's
+comment. Whoever forges a checkpoint can forge the digest, too. So `torch.load` executes nothing (`weights_only`), it is
+called only if the content takes about as much memory as the file, and the content's types are checked (`Content`).
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -10,26 +13,22 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import torch
-from numpy.typing import NDArray
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 from typing_extensions import TypedDict
 
 from rl.config import Config
 from rl.envs.spaces import Spaces
-from rl.errors import CheckpointError, UserError, one_line
+from rl.errors import CheckpointError, EnvError, UserError, one_line
 from rl.models.agent import Agent, Network
-from rl.run.evaluation import act
 
-FORMAT = 1  # of what a checkpoint holds; to be raised with every change that older programs cannot read
+FORMAT = 1  # of `Content`; raise it with every change that older versions cannot read
 _COMMENT_SIZE = len(b"sha256 ") + 64
-MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError, UserError)
-"""What the use of values from elsewhere may raise."""
 
 
 class Position(TypedDict):
@@ -37,13 +36,13 @@ class Position(TypedDict):
 
     update: int
     step: int
-    fraction: float  # that the last update's learning rate was of
+    fraction: float  # of the run, when the last update set its learning rate
     complete: bool
     best_return: float
 
 
 class Content(TypedDict):
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
 
     format: int
     agent: dict[str, torch.Tensor]
@@ -53,11 +52,11 @@ class Content(TypedDict):
     num_players: int
     torch: str
     run: Position
-    ranks: list[torch.Tensor]  # every rank's state as bytes
+    ranks: list[torch.Tensor]  # each rank's state as bytes
 
 
 def content_of(agent: Agent, config: Config[Any], run: Position, ranks: list[torch.Tensor]) -> Content:
-    """What a checkpoint holds, on the CPU, so that a machine without a GPU can read it."""
+    """What to write; on the CPU, so that a machine without a GPU can read it."""
     return {
         "format": FORMAT,
         "agent": {name: value.cpu() for name, value in agent.state_dict().items()},
@@ -72,15 +71,15 @@ def content_of(agent: Agent, config: Config[Any], run: Position, ranks: list[tor
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes tensors, numbers and containers of them, as `write_whole` does."""
+    """Writes a checkpoint of tensors, numbers and containers of them, by `write_whole`."""
     write_whole(path, packed(content))
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file; whenever the machine stops, `path` is what it was or all new. No link is followed.
+    """Writes a file so that it is either the old or the new one, even if the machine stops. Links are not followed.
 
     Raises:
-        OSError: It cannot be written; what stood there before still does.
+        OSError: It cannot be written; the old file is still there.
     """
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
@@ -90,41 +89,45 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-    except BaseException:  # a stop is one
+    except BaseException:  # `StopError` is one
         unfinished.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the name
+        os.fsync(folder)  # until then the new name may be lost
     finally:
         os.close(folder)
 
 
 def packed(content: Mapping[str, Any]) -> bytes:
-    """The bytes of a checkpoint."""
+    """The bytes of a checkpoint file."""
+    # A zip archive ends with the length of its comment (2 bytes) and the comment; torch writes none.
+    archive = _saved(content)[:-2] + struct.pack("<H", _COMMENT_SIZE)
+    return archive + _comment(archive)
+
+
+def _saved(content: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
-    # The archive's last two bytes are the length of its comment, none so far.
-    archive = buffer.getvalue()[:-2] + struct.pack("<H", _COMMENT_SIZE)
-    return archive + _comment(archive)
+    return buffer.getvalue()
 
 
 def _comment(archive: bytes) -> bytes:
     return b"sha256 " + hashlib.sha256(archive).hexdigest().encode()
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """What `write_checkpoint` wrote, on the CPU; nothing in the file is executed.
+def read_checkpoint(path: str | Path) -> Content:
+    """Reads a checkpoint to the CPU; executes nothing that is in the file.
 
     Raises:
-        CheckpointError: It is not whole, or of another program or version.
+        CheckpointError: The file is incomplete or damaged, or of another program or version.
         OSError: There is no such file, or it cannot be read.
     """
     data = Path(path).read_bytes()
     archive, comment = data[:-_COMMENT_SIZE], data[-_COMMENT_SIZE:]
     if comment != _comment(archive):
-        what = "is damaged: its SHA-256 digest is another" if comment.startswith(b"sha256 ") else "is not whole"
-        raise CheckpointError(f"{path}: {what}, or this is no checkpoint of this program")
+        what = "is damaged (wrong SHA-256 digest)" if comment.startswith(b"sha256 ") else "is incomplete"
+        raise CheckpointError(f"{path}: {what}, or is not a checkpoint of this program")
     try:
         content = _load(data)
     except CheckpointError as error:
@@ -132,26 +135,36 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise CheckpointError(f"{path}: has format {found}; this version of the program reads format {FORMAT}")
-    try:
+    with refused(f"{path}: is not a checkpoint of this version of the program"):
         check_type(content, Content, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
-    except TypeCheckError as error:
-        raise CheckpointError(
-            f"{path}: is no checkpoint of this version of the program: {one_line(repr(error))}"
-        ) from None
-    return content
+    return cast(Content, content)
+
+
+def read_once(path: Path) -> Content:
+    """Reads the checkpoint of a run to resume: `read_checkpoint`, which reads an unchanged file only the first time.
+
+    A resumed run needs its flags before environments can be made, and its state after that.
+    """
+    status = path.stat()
+    return _read_version(path, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_version(path: Path, *version: int) -> Content:
+    return read_checkpoint(path)
 
 
 def _load(data: bytes) -> dict[str, Any]:
-    """What `torch.save` made these bytes of; executes nothing, and takes about as much memory as the bytes do.
+    """Loads what `torch.save` made these bytes of; executes nothing, and takes about as much memory as the bytes.
 
     Raises:
-        CheckpointError: It would take more, or is anything else.
+        CheckpointError: It would take more, or contains more than tensors and numbers.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             records = archive.infolist()
         if any(r.compress_type != zipfile.ZIP_STORED for r in records) or sum(r.file_size for r in records) > len(data):
-            raise CheckpointError("is compressed, as no checkpoint of this program is")
+            raise CheckpointError("is compressed, which no checkpoint of this program is")
         content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         for name, tensor in tensors_of(content):
             plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
@@ -159,7 +172,7 @@ def _load(data: bytes) -> dict[str, Any]:
                 raise CheckpointError(f"{name} is larger than the file")
     except CheckpointError:
         raise
-    except Exception as error:  # whatever a foreign archive makes of the restricted loader
+    except Exception as error:  # a forged archive can make zipfile and torch raise anything
         named = re.search(r"GLOBAL (\S+)", str(error))
         among = f", among them {named[1]}" if named else ""
         raise CheckpointError(f"holds more than tensors and numbers{among}") from None
@@ -167,7 +180,7 @@ def _load(data: bytes) -> dict[str, Any]:
 
 
 def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors in nested containers, with where they are."""
+    """The tensors in nested containers, each with its path, such as run/1/weight."""
     if isinstance(value, torch.Tensor):
         yield path, value
     elif isinstance(value, Mapping | list | tuple):
@@ -175,15 +188,27 @@ def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]
             yield from tensors_of(part, f"{path}/{name}" if path else str(name))
 
 
+@contextlib.contextmanager
+def refused(what: str) -> Iterator[None]:
+    """Turns what an unfit or forged checkpoint makes a block raise into `CheckpointError`; lets `EnvError` pass."""
+    misfits = (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError)
+    try:
+        yield
+    except (CheckpointError, EnvError):
+        raise
+    except (*misfits, UserError, TypeCheckError) as error:
+        raise CheckpointError(f"{what}: {one_line(repr(error))}") from None
+
+
 def check_finite(tensors: Any) -> None:
-    """Raises `CheckpointError` for a number that no run could have kept."""
+    """Raises `CheckpointError` for a number that no run would have saved."""
     for name, tensor in tensors_of(tensors):
         if not tensor.isfinite().all():
-            raise CheckpointError(f"{name} of the checkpoint is not finite; take an older one")
+            raise CheckpointError(f"{name} in the checkpoint is not finite; take an older checkpoint")
 
 
 def check_types(dataclass: Any) -> None:
-    """Raises `TypeCheckError` where a field of a dataclass, or of one in it, is not what its annotation says."""
+    """Raises `TypeCheckError` if a field of a dataclass, or of one inside it, does not have its annotated type."""
     hints = get_type_hints(type(dataclass))
     for field in fields(dataclass):
         value = getattr(dataclass, field.name)
@@ -191,47 +216,31 @@ def check_types(dataclass: Any) -> None:
 
 
 def to_bytes(state: Mapping[str, Any]) -> torch.Tensor:
-    """A state as bytes [B] (uint8), a tensor to send and to keep."""
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+    """A state as bytes [B] (uint8), a tensor that ranks can send."""
+    return torch.frombuffer(bytearray(_saved(state)), dtype=torch.uint8)
 
 
 def from_bytes(data: torch.Tensor) -> dict[str, Any]:
-    """The state whose bytes these are; of a checkpoint that has been checked, never of the network."""
+    """The state whose bytes `to_bytes` returned; raises `CheckpointError` for any other bytes."""
     return _load(data.numpy().tobytes())
 
 
-def agent_of(content: Mapping[str, Any]) -> Agent:
-    """The agent of a checkpoint's content, on the CPU, in the precision that the run kept it in.
+def agent_of(content: Content) -> Agent:
+    """The agent of a checkpoint, on the CPU, in the precision in which the run kept it.
 
     Raises:
-        CheckpointError: Its weights are not finite, or not those of the network that the flags describe.
+        CheckpointError: Its weights are not finite, or do not fit the network that the flags describe.
     """
-    try:
+    with refused("the agent and the flags of the checkpoint do not fit"):
         spaces, network = Spaces.from_dict(content["spaces"]), Network(**content["config"]["network"])
         check_types(spaces)
         check_types(network)
         network.check()
-        with torch.device("meta"):  # sizes alone: whatever the flags say, no memory is taken
+        with torch.device("meta"):  # takes no memory, whatever sizes the flags have
             agent = Agent(spaces, replace(network, ortho_init=False))
         agent.load_state_dict(content["agent"], assign=True)
         dtype = torch.bfloat16 if content["config"]["precision"] == "bf16-true" else torch.float32
         if any(tensor.dtype != dtype for tensor in content["agent"].values()):
             raise TypeError(f"weights that are not {dtype}")
-    except (*MISFITS, TypeCheckError) as error:
-        raise CheckpointError(
-            f"the agent and the flags of the checkpoint do not fit: {one_line(repr(error))}"
-        ) from None
     check_finite(content["agent"])
     return agent
-
-
-def load_policy(path: str | Path) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """The trained policy of a checkpoint: from an observation [D], or several [N, D], to the likeliest action.
-
-    Raises:
-        CheckpointError: The file is damaged, or no checkpoint of this program.
-        OSError: There is no such file, or it cannot be read.
-    """
-    return functools.partial(act, agent_of(read_checkpoint(path)))

@@ -1,8 +1,10 @@
-"""How good a policy is: greedy episodes, and videos of them."""
+"""Plays the greedy policy: in the episodes that evaluate it, in videos of them, and for a user of a checkpoint."""
 
+import functools
 import importlib.util
 import math
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,20 +22,21 @@ from rl.envs.make import EnvConfig, make_envs, making
 from rl.envs.types import Envs
 from rl.errors import EnvError, UserError
 from rl.models.agent import Agent
+from rl.run.checkpoint import agent_of, read_checkpoint
 from rl.seeding import evaluation_seed
 
 
 class Evaluation(NamedTuple):
-    """The first episode of each of N environments."""
+    """The first episodes of N environments."""
 
     total_return: Tensor  # [N] float64
-    unfinished: Tensor  # [N] bool, cut by our own limit
-    given_up: bool = False  # for want of time, so that nothing is said of the policy
+    unfinished: Tensor  # [N] bool, cut at `max_steps`
+    given_up: bool = False  # there was no time, so the returns say nothing about the policy
 
 
 @torch.no_grad()
 def evaluate(policy: Agent, envs: Envs, *, seed: int, max_steps: int, max_seconds: float = math.inf) -> Evaluation:
-    """Plays one greedy episode of at most `max_steps` steps in each environment, all within `max_seconds`."""
+    """Plays a greedy episode of at most `max_steps` steps in each environment; gives up after `max_seconds`."""
     gives_up_at = time.monotonic() + max_seconds
     obs = envs.reset(seed)
     total_return = torch.zeros(envs.num_envs, dtype=torch.float64, device=envs.device)
@@ -52,7 +55,7 @@ def evaluate(policy: Agent, envs: Envs, *, seed: int, max_steps: int, max_second
 
 
 def evaluate_run(config: Config[Any], policy: Agent, max_seconds: float = math.inf) -> Evaluation:
-    """The evaluation that a run's flags ask for, on the device that its agent is on."""
+    """Evaluates a run's agent as its flags say, on the device that the agent is on."""
     with closing(make_envs(config.env.for_evaluation(config.eval_episodes))) as envs:
         return evaluate(
             policy,
@@ -65,10 +68,10 @@ def evaluate_run(config: Config[Any], policy: Agent, max_seconds: float = math.i
 
 @torch.no_grad()
 def act(policy: Agent, obs: NDArray[Any]) -> NDArray[Any]:
-    """The likeliest action at an observation [D], or at several [N, D], in the environment's own terms.
+    """The most likely action for an observation [D], or those for several [N, D], as the environment takes them.
 
     Raises:
-        ValueError: The observation is of another shape.
+        ValueError: The observation has another shape.
     """
     size = policy.spaces.obs_size
     if np.ndim(obs) not in (1, 2) or np.shape(obs)[-1] != size:
@@ -77,31 +80,41 @@ def act(policy: Agent, obs: NDArray[Any]) -> NDArray[Any]:
     return policy.spaces.actions.to_env(distribution.mode().cpu().numpy())
 
 
+def load_policy(path: str | Path) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """The trained policy of a checkpoint: maps an observation [D], or several [N, D], to the most likely action.
+
+    Raises:
+        CheckpointError: The file is damaged, or is not a checkpoint of this program.
+        OSError: There is no such file, or it cannot be read.
+    """
+    return functools.partial(act, agent_of(read_checkpoint(path)))
+
+
 def record_video(policy: Agent, config: EnvConfig, path: Path, *, seed: int, max_steps: int) -> float:
-    """Films the first of the greedy episodes that `evaluate` plays by this seed into `path`, an .mp4: its return."""
+    """Films the first of the episodes that `evaluate` plays with this seed into `path`, an .mp4; returns its return."""
     one = replace(config, num_envs=1, vectorization="sync")
     with closing(make_envs(one, film=path)) as envs:
         evaluation = evaluate(policy, envs.to(policy.critic.weight.device), seed=seed, max_steps=max_steps)
         cast(GymEnvs, envs).envs.call("stop_recording")  # type: ignore[attr-defined]
-    # RecordVideo names the file after the episode's number.
+    # RecordVideo adds the episode's number to the name.
     path.with_name(f"{path.stem}-episode-0.mp4").rename(path)
     return evaluation.total_return.item()
 
 
 def film_run(config: Config[Any], policy: Agent, path: Path) -> None:
-    """Films the first of the greedy episodes that evaluate a run; of tensors, one of Gymnasium's by the same id."""
+    """Films the first of the episodes that evaluate a run; for tensor environments, in Gymnasium's form of the same."""
     seed, max_steps = evaluation_seed(config.seed), config.max_eval_steps
     record_video(policy, config.env, path, seed=seed, max_steps=max_steps)
 
 
 def check_video(config: EnvConfig) -> None:
-    """Raises `UserError` where no episode could be filmed."""
+    """Raises `UserError` if no episode can be filmed."""
     if importlib.util.find_spec("moviepy") is None:
         raise UserError("--capture-video: needs moviepy; install it with: pip install -e '.[video]'")
     try:
         with making(config):
             if "rgb_array" not in gym.make(config.env_id).metadata.get("render_modes", []):
-                raise UserError(f"--capture-video: {config.env_id} cannot draw itself (render_mode rgb_array)")
+                raise UserError(f"--capture-video: {config.env_id} has no render_mode rgb_array")
             env = gym.make(config.env_id, render_mode="rgb_array")
             env.reset()
             env.render()

@@ -19,10 +19,11 @@ from rl.compile import Execution
 from rl.config import Config
 from rl.dist.launch import rank
 from rl.dist.ranks import Ranks
-from rl.errors import CheckpointError, StopError, exit_file
+from rl.errors import CheckpointError, StopError
 from rl.exchange import Exchange
 from rl.learners.learner import AnyLearner, Metrics, Samples
 from rl.models.agent import Agent
+from rl.reporting import COMPLETE, exit_file
 from rl.rollout import AnyCollector, Rollout
 from rl.run.checkpoint import Content, Position, content_of
 from rl.run.control import MAX_FAILED_WRITES, Control, Signals
@@ -61,6 +62,7 @@ class Run:
         """`logger` is for the ranks that play; rank 0 uses it."""
         self.session = session
         self.config, self.folder, self.ranks = session.config, session.folder, session.ranks
+        self.execution = session.execution
         self.logger = Guarded(logger)
         self.everyone = Ranks.of()
         device, collector = session.agent.critic.weight.device, session.collector if session.plays else None
@@ -99,7 +101,7 @@ class Run:
             note_learning_rate(self.folder.checkpoint, self.config, self.fraction_done())
         if rank() == 0:
             self.progress = Progress(self.config.last_step(), self.config.report_episodes, self.step)
-            self.folder.go_on(self.config)
+            self.folder.begin(self.config)
         self.signals.__enter__()
         return self
 
@@ -221,7 +223,7 @@ class Run:
         if self.config.capture_video:
             self.keeper.film("test_videos", "greedy")
         say(summary(self, evaluation))
-        exit_file.write(0, "complete")
+        exit_file.write(*COMPLETE)
 
     def fraction_done(self, num_steps: int = 0) -> float:
         """Of the steps or the episodes of the run, whichever comes first; after so many steps more."""
@@ -245,7 +247,7 @@ class Run:
 
     def _clock(self) -> float:
         """Seconds, without those in which something was compiled."""
-        return time.perf_counter() - self.session.execution.compile_seconds
+        return time.perf_counter() - self.execution.compile_seconds
 
     def _log(self, seconds: float) -> None:
         """Logs the updates since the last log point, which took so many seconds."""
@@ -257,8 +259,8 @@ class Run:
         self.skipped_steps += metrics.get("Count/skipped_steps", 0.0)
         if self.progress is None:
             return
-        if self.session.execution.compile_seconds > 0:
-            metrics["Time/compile_seconds"] = self.session.execution.compile_seconds
+        if self.execution.compile_seconds > 0:
+            metrics["Time/compile_seconds"] = self.execution.compile_seconds
         metrics["Time/step_per_second"] = steps_per_second = metrics["Count/steps"] / seconds
         if self.episodes.number > 0:
             metrics["Rewards/last_100_episodes"] = self.episodes.mean_return()

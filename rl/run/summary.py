@@ -1,22 +1,33 @@
-"""What a run says at its end."""
+"""The summary that is printed at the end of a run."""
 
-from __future__ import annotations
+from typing import Any, Protocol
 
-from typing import TYPE_CHECKING
-
+from rl.compile import Execution
+from rl.config import Config
 from rl.dist.launch import world_size
 from rl.run.evaluation import Evaluation
+from rl.run.folder import RunFolder
+from rl.run.logger import Episodes
 
-if TYPE_CHECKING:
-    from rl.run.run import Run
+
+class EndedRun(Protocol):
+    """What the summary needs to know of a run."""
+
+    config: Config[Any]
+    execution: Execution
+    folder: RunFolder
+    episodes: Episodes
+    step: int
+    seconds: float
+    skipped_steps: float
 
 
-def summary(run: Run, evaluation: Evaluation) -> str:
-    """How good its agent is, how fast it was, and where everything is; for people."""
+def summary(run: EndedRun, evaluation: Evaluation) -> str:
+    """How good the agent is, how fast the run was, and where its files are."""
     returns, num_cut = evaluation.total_return, int(evaluation.unfinished.sum())
     cut = f", {num_cut} of them cut after {run.config.max_eval_steps} steps" if num_cut else ""
     skipped = run.skipped_steps > 0
-    compiled = run.session.execution.compile_seconds
+    compiled = run.execution.compile_seconds
     compiling = f", after {compiled:.0f} s of compiling" if compiled else ""
     sampled = "no episode has ended"
     if number := run.episodes.number:

@@ -128,10 +128,10 @@ def met(monkeypatch: pytest.MonkeyPatch, *processes: int) -> None:
     monkeypatch.setattr(launch, "_identities", identities)
 
 
-def part() -> None:
+def leave_together() -> None:
     name = Path("/proc/self/comm").read_text()
     try:
-        launch.part()
+        launch.leave_together()
     finally:
         Path("/proc/self/comm").write_text(name)
 
@@ -142,21 +142,21 @@ def test_the_first_rank_ends_one_that_is_stopped_at_the_end(
     with process(":") as pid:
         met(monkeypatch, os.getpid(), pid)
         os.kill(pid, signal.SIGSTOP)
-        part()
+        leave_together()
         assert launch.absent_ranks() == [f"rank 1 (process {pid}) has died"]
-    assert capsys.readouterr().err == f"note: the run is at its end, and rank 1 (process {pid}) is stopped: killed\n"
+    assert capsys.readouterr().err == f"note: the run has ended, and rank 1 (process {pid}) is stopped: killed\n"
 
 
 def test_other_ranks_wait_for_the_first_to_leave_and_end_it_if_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     with process("printf rl-leaving > /proc/$$/comm") as pid:
         met(monkeypatch, pid, os.getpid())
-        part()
+        leave_together()
         assert launch.absent_ranks() == []
     with process(":") as pid:
         met(monkeypatch, pid, os.getpid())
         os.kill(pid, signal.SIGSTOP)
-        part()
+        leave_together()
         assert launch.absent_ranks() == [f"rank 0 (process {pid}) has died"]
 
 

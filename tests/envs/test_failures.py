@@ -23,8 +23,9 @@ from rl.envs.custom import CustomVectorEnv
 from rl.envs.gym_envs import GymEnvs
 from rl.envs.make import EnvConfig, make_envs
 from rl.envs.seeded import SeededEpisodes
-from rl.errors import EnvError, OneEnvError, StopError, exit_file, reported
+from rl.errors import EnvError, OneEnvError, StopError
 from rl.models.agent import Agent, Network
+from rl.reporting import exit_file, reported
 from rl.run.control import Signals
 from rl.run.evaluation import evaluate, record_video
 from rl.seeding import environment_seed, episode_seed
@@ -151,7 +152,7 @@ def with_(position: int, value: Any) -> Callable[[], Any]:
         (with_(0, np.array([np.inf], np.float32)), "gave an observation or a reward that is not finite: [inf], 1"),
         (lambda: throw(ValueError("one\ntwo\n\nthree")), "raised ValueError: one two three at "),
         (lambda: throw(ValueError("x" * 300_000)), f"raised ValueError: {'x' * 285}... at "),
-        (lambda: throw(BadTextError()), "raised BadTextError: (of which it cannot make a text) at "),
+        (lambda: throw(BadTextError()), "raised BadTextError: (its message cannot be printed) at "),
         (lambda: throw(type("Odd", (BaseException,), {})("odd")), "raised Odd: odd at "),
         (lambda: sys.exit(0), "raised SystemExit: 0 at "),
         (lambda: sys.exit("licence expired"), "raised SystemExit: licence expired at "),

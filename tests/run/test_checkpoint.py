@@ -28,8 +28,9 @@ import train_torch
 from rl.cli import command_line, parse
 from rl.config import CONFIGS
 from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
-from rl.errors import CheckpointError, ExitFile, FolderError, StopError, how_ended
+from rl.errors import CheckpointError, FolderError, StopError
 from rl.models.agent import Agent
+from rl.reporting import ExitFile, how_ended
 from rl.run.checkpoint import FORMAT, from_bytes, packed, read_checkpoint, write_checkpoint
 from rl.run.evaluation import act
 
@@ -124,7 +125,7 @@ def test_of_a_thousand_damaged_files_none_is_accepted(how: str, tmp_path: Path) 
     assert read_checkpoint(path)["run"]["update"] == 1
     for _ in range(1000):
         path.write_bytes(damaged(whole, how, generator))
-        with pytest.raises(CheckpointError, match=r"x\.ckpt: is (damaged|not whole)"):
+        with pytest.raises(CheckpointError, match=r"x\.ckpt: is (damaged|incomplete)"):
             read_checkpoint(path)
 
 
@@ -160,7 +161,7 @@ def test_a_small_file_that_would_fill_the_memory_is_not_unpacked(tmp_path: Path)
     data = small.getvalue()[:-2] + struct.pack("<H", 71)
     (tmp_path / "x.ckpt").write_bytes(data + b"sha256 " + hashlib.sha256(data).hexdigest().encode())
     assert len(data) < 10**5
-    with pytest.raises(CheckpointError, match=r"x\.ckpt: is compressed, as no checkpoint of this program is"):
+    with pytest.raises(CheckpointError, match=r"x\.ckpt: is compressed, which no checkpoint of this program is"):
         read_checkpoint(tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match="is compressed"):  # what a rank has kept
         from_bytes(torch.frombuffer(bytearray(small.getvalue()), dtype=torch.uint8))
@@ -199,10 +200,10 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("place", "value"), CHANGES, ids=lambda value: "gone" if value is GONE else str(value)[:40])
-def test_a_field_that_nobody_has_written_so_is_one_line(
+def test_a_field_that_no_run_would_have_written_is_refused_in_one_line(
     place: str, value: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The digest is right, since whoever wants to can make it."""
+    """The digest is right: whoever forges a checkpoint can compute it."""
     write_checkpoint(Path("x.ckpt"), change(OLD, place, value))
     monkeypatch.setattr("sys.argv", ["x", "--resume", "x.ckpt"])
     with pytest.raises(SystemExit) as exit_:
@@ -213,7 +214,7 @@ def test_a_field_that_nobody_has_written_so_is_one_line(
 
 
 def in_child(action: Callable[[], None]) -> int:
-    """The exit code of a process that does this."""
+    """The exit code of a forked process that performs the action."""
     if child := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     try:
@@ -226,7 +227,7 @@ def in_child(action: Callable[[], None]) -> int:
 
 
 def dying_at(moment: int, path: Path) -> Callable[[], None]:
-    """Writes a checkpoint, and dies before a line of doing so."""
+    """Writes a checkpoint, and dies before the line of that number."""
     lines = 0
 
     def trace(frame: FrameType, event: str, arg: object) -> Any:

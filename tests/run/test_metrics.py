@@ -86,7 +86,7 @@ def test_a_run_stops_and_says_where_while_its_weights_stay_finite(
     assert weights.vector.isfinite().all()
 
 
-def test_weights_of_a_checkpoint_that_are_not_finite_are_named_and_not_gone_on_with(
+def test_weights_of_a_checkpoint_that_are_not_finite_are_named_and_not_resumed_from(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["x", *FLAGS.split(), "--total-timesteps", "40", "--no-keep-best"])
@@ -101,9 +101,9 @@ def test_weights_of_a_checkpoint_that_are_not_finite_are_named_and_not_gone_on_w
         monkeypatch.setattr("sys.argv", ["x", "--resume", str(path), "--total-timesteps", "60"])
         with pytest.raises(SystemExit) as exit_:
             command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
-        error = f"error: {name} of the checkpoint is not finite; take an older one"
+        error = f"error: {name} in the checkpoint is not finite; take an older checkpoint"
         assert exit_.value.code == 65 and capsys.readouterr().err.splitlines()[-1] == error
-    with pytest.raises(CheckpointError, match=r"critic\.bias of the checkpoint is not finite"):
+    with pytest.raises(CheckpointError, match=r"critic\.bias in the checkpoint is not finite"):
         rl.load_policy(path)
 
 

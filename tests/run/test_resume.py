@@ -1,4 +1,4 @@
-"""A run that went on from a checkpoint ends as it would have without a pause, to the bit."""
+"""A run that is resumed from a checkpoint ends as it would have without the pause, bit for bit."""
 
 import errno
 import os
@@ -14,6 +14,7 @@ import pytest
 import torch
 from tensorboard.summary.writer import event_file_writer
 
+import rl.run.checkpoint
 import rl.run.folder
 import rl.run.run
 import train_fabric_decoupled
@@ -86,7 +87,7 @@ def test_a_resumed_run_ends_with_the_same_bits_and_the_same_log(variant: str, mo
         assert log_of(copy) == expected_log
 
 
-def test_the_log_of_a_run_that_goes_on_in_the_same_second_is_read_after_what_it_corrects(
+def test_the_log_of_a_run_resumed_in_the_same_second_is_read_after_what_it_corrects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """TensorBoard reads event files in the order of their names: seconds, host, process, and a number, 10 before 9."""
@@ -139,14 +140,15 @@ def test_a_resumed_run_uses_its_own_flags_and_says_which_others_it_is_given(
     assert read_checkpoint(copy / "last.ckpt")["config"]["learner"]["gamma"] == 0.9
 
 
-def test_a_complete_run_is_left_as_it_is_and_goes_on_for_a_larger_total(
+def test_a_complete_run_is_left_as_it_is_and_resumed_for_a_larger_total(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = whole_run(monkeypatch, *STEPS.split())
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     for shorter in ((), ("--total-timesteps", "192")):
         train(monkeypatch, "--resume", str(folder), *shorter)
-        assert "the run is complete after 768 steps; a larger --total-timesteps goes on" in capsys.readouterr().err
+        note = "the run is complete after 768 steps; to train it longer, use a larger --total-timesteps"
+        assert note in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     train(monkeypatch, "--resume", str(folder), "--total-timesteps", "960")
     assert [step for step, _ in log_of(folder)["Loss/policy_loss"]] == list(range(96, 961, 96))
@@ -169,7 +171,20 @@ def updates_in(folder: Path) -> list[int]:
     return sorted(read_checkpoint(path)["run"]["update"] for path in folder.iterdir())
 
 
-def test_a_run_that_was_extended_and_killed_goes_on_from_what_it_wrote_last(
+def test_the_checkpoint_that_a_run_resumes_from_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: Path) -> Any:
+        paths.append(path)
+        return read_checkpoint(path)
+
+    copy, paths = as_it_was(whole_run(monkeypatch, *STEPS.split()), 2), []
+    with monkeypatch.context() as patched:
+        patched.setattr(rl.run.checkpoint, "read_checkpoint", read)
+        train(patched, "--resume", str(copy))
+    newest = copy / "checkpoints/update_0000000002.ckpt"
+    assert paths == [newest.absolute()]
+
+
+def test_a_run_that_was_extended_and_killed_resumes_from_what_it_wrote_last(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = whole_run(monkeypatch, *STEPS.split())
@@ -182,7 +197,7 @@ def test_a_run_that_was_extended_and_killed_goes_on_from_what_it_wrote_last(
     assert [step for step, _ in log_of(folder)["Loss/policy_loss"]] == list(range(96, 1441, 96))
 
 
-def test_what_came_after_the_checkpoint_that_a_run_goes_on_from_is_set_aside(
+def test_what_came_after_the_checkpoint_that_a_run_resumes_from_is_set_aside(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = whole_run(monkeypatch, *STEPS.split())
@@ -196,16 +211,15 @@ def test_what_came_after_the_checkpoint_that_a_run_goes_on_from_is_set_aside(
         *("best.ckpt", "last.ckpt"),
         *(f"update_000000000{number}.ckpt" for number in range(4, 9)),
     ]
-    assert (
-        capsys.readouterr().err.count(f"after update 3; what was kept of later ones is now in {aside.absolute()}") == 1
-    )
+    note = f"note: resumes after update 3; later checkpoints are now in {aside.absolute()}"
+    assert capsys.readouterr().err.count(note) == 1
     train(monkeypatch, "--resume", str(folder))
     assert updates_in(kept) == [7, 8] and read_checkpoint(folder / "last.ckpt")["run"]["update"] == 8
     rates = log_of(folder)["Info/learning_rate"]
     assert [step for step, _ in rates] == list(range(96, 769, 96)) and [rate for _, rate in rates[3:]] == [0.5] * 5
 
 
-def test_a_checkpoint_that_is_in_no_runs_folder_goes_on_in_one_of_its_own(
+def test_a_checkpoint_that_is_in_no_runs_folder_is_resumed_in_one_of_its_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = whole_run(monkeypatch, *STEPS.split(), "--log-dir", "logs")
@@ -218,7 +232,7 @@ def test_a_checkpoint_that_is_in_no_runs_folder_goes_on_in_one_of_its_own(
     train(monkeypatch, "--resume", "mine/last.ckpt")
     assert {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()} == before
     (own,) = set(Path("logs/torch_logs").iterdir()) - {folder}
-    assert f"is in no run's folder; goes on in {own.absolute()}" in capsys.readouterr().err
+    assert f"is in no run's folder; continues in {own.absolute()}" in capsys.readouterr().err
     assert differences(final_state(folder), final_state(own)) == [] and not Path("elsewhere").exists()
 
 
@@ -250,12 +264,12 @@ def test_a_longer_run_says_where_its_learning_rate_jumps_to_and_what_keeps_it(
     copy = as_it_was(folder, 8)
     train(monkeypatch, "--resume", str(folder), "--total-timesteps", "1536")
     jump = log_of(folder)["Info/learning_rate"][7:9]
-    note = re.search(r"the learning rate goes from (\S+) to (\S+), .*; to keep it say (.*)", capsys.readouterr().err)
+    note = re.search(r"the learning rate jumps from (\S+) to (\S+), .*; to keep it, use (.*)", capsys.readouterr().err)
     assert [float(rate) for rate in note.groups()[:2]] == [pytest.approx(rate, rel=1e-5) for _, rate in jump]
     train(monkeypatch, "--resume", str(copy), "--total-timesteps", "1536", *note[3].split())
     rates = [rate for _, rate in log_of(copy)["Info/learning_rate"]]
     assert rates[7:] == [pytest.approx(rates[7], rel=1e-5)] * 9 and rates[6] > 1.9 * rates[7]
-    assert "the learning rate goes" not in capsys.readouterr().err
+    assert "the learning rate jumps" not in capsys.readouterr().err
 
 
 def test_the_speed_of_a_resumed_run_counts_the_seconds_that_no_log_has_counted_yet(
@@ -317,7 +331,7 @@ def test_auto_takes_the_newest_run_of_its_kind_and_starts_one_where_there_is_non
 ) -> None:
     flags = [*FLAGS, *STEPS.split(), "--resume", "auto"]
     train(monkeypatch, *flags)
-    assert "note: --resume auto: there is no run to go on with in logs; a new one starts" in capsys.readouterr().err
+    assert "note: --resume auto: no run to resume in logs; a new one starts" in capsys.readouterr().err
     train(monkeypatch, *flags)
     assert "the run is complete" in capsys.readouterr().err
     train(monkeypatch, *flags, "--seed", "2")
@@ -332,7 +346,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     newest = copy / "checkpoints/update_0000000004.ckpt"
     newest.write_bytes(newest.read_bytes()[:-100])
     train(monkeypatch, "--resume", str(copy))
-    assert f"note: {newest}: is not whole, or this is no checkpoint of this program; trying" in capsys.readouterr().err
+    note = f"note: {newest.absolute()}: is incomplete, or is not a checkpoint of this program; trying the one before it"
+    assert note in capsys.readouterr().err
     assert differences(final_state(folder), final_state(copy)) == []
 
 
@@ -358,8 +373,8 @@ def test_the_newest_checkpoints_stay_and_the_best(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
-        ("--resume nowhere", 66, "--resume nowhere: is not there; must be a run's folder, a checkpoint, or auto"),
-        ("--resume .", 66, "--resume .: holds no checkpoint"),
+        ("--resume nowhere", 66, "--resume nowhere: does not exist; must be a run's folder, a checkpoint, or auto"),
+        ("--resume .", 66, "--resume .: contains no checkpoint"),
         (
             "--resume RUN --vectorization tensor",
             65,
@@ -373,12 +388,12 @@ def test_the_newest_checkpoints_stay_and_the_best(monkeypatch: pytest.MonkeyPatc
         ("--resume RUN --num-envs 5", 65, r"the run has 3 environments \(1 rank\(s\) × --num-envs 3\), not 1 × 5 = 5"),
         ("reinforce --resume RUN", 65, "--resume: the run is one of ppo, not of reinforce"),
         ("--resume RUN --gamma 2", 2, "--gamma 2.0: must lie between 0 and 1"),
-        ("--resume README.md", 65, "README.md: is not whole, or this is no checkpoint of this program"),
-        ("--resume empty.ckpt", 65, "empty.ckpt: is not whole"),
-        (f"--resume {5000 * 'x'}", 66, f"--resume {200 * 'x'}: cannot be looked for .*File name too long"),
+        ("--resume README.md", 65, "README.md: is incomplete, or is not a checkpoint of this program"),
+        ("--resume empty.ckpt", 65, "empty.ckpt: is incomplete"),
+        (f"--resume {5000 * 'x'}", 66, f"--resume {200 * 'x'}: cannot be opened .*File name too long"),
     ],
 )
-def test_what_cannot_go_on_is_refused_and_nothing_changes(
+def test_what_cannot_be_resumed_is_refused_and_nothing_changes(
     flags: str, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = whole_run(monkeypatch, *STEPS.split())
@@ -407,10 +422,10 @@ def test_another_program_refuses_the_run(monkeypatch: pytest.MonkeyPatch, capsys
     with pytest.raises(SystemExit) as exit_:
         command_line(train_fabric_decoupled.main, {"ppo": DecoupledConfig()}, train_fabric_decoupled.PROGRAM)
     assert exit_.value.code == 65
-    assert "--resume: a run of another program" in capsys.readouterr().err
+    assert "--resume: is a run of another program" in capsys.readouterr().err
 
 
-def test_a_run_of_one_rank_goes_on_with_two_that_have_as_many_environments(
+def test_a_run_of_one_rank_is_resumed_by_two_that_have_as_many_environments(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--env-id", "CartPole-v1", "--vectorization", "sync", "--num-envs", "4", "--total-timesteps", "1024"]
@@ -418,7 +433,7 @@ def test_a_run_of_one_rank_goes_on_with_two_that_have_as_many_environments(
     copy = as_it_was(folder, 4)
     result = torchrun("--resume", str(copy), "--num-envs", "2", ranks=2)
     succeeded(result)
-    assert result.stderr.count("note: resumed on 2 ranks instead of 1: the run goes on like the first one") == 1
+    assert result.stderr.count("note: resumed on 2 ranks instead of 1: the run continues from the same state") == 1
     alone, together = log_of(folder), log_of(copy)
     # The next rollout is the same, whoever plays it; what is learned from it on two ranks is not, to the bit.
     for tag in ("Rewards/rew_avg", "Game/ep_len_avg", "Info/explained_variance"):
@@ -428,16 +443,15 @@ def test_a_run_of_one_rank_goes_on_with_two_that_have_as_many_environments(
     assert read_checkpoint(copy / "last.ckpt")["num_players"] == 2
 
 
-def test_replay_buffers_are_not_dealt_to_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_buffers_are_not_divided_among_other_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = whole_run(monkeypatch, "actor-critic", *STEPS.split(), "--num-envs", "4", "--total-episodes", "9999")
     result = torchrun("--resume", str(as_it_was(folder, 4)), "--num-envs", "2", ranks=2)
-    assert (
-        result.stderr.count("error: --resume: the run's 1 ranks have a replay buffer each, which are not dealt to") == 1
-    )
+    error = "error: --resume: each of the run's 1 ranks has a replay buffer, and these cannot be divided among 2 ranks"
+    assert result.stderr.count(error) == 1
 
 
 @pytest.mark.parametrize(("code", "exit_code"), [(71, 70), (72, 70), (69, None), (143, None)])
-def test_a_run_that_would_end_in_the_same_way_is_not_started_again(
+def test_a_run_that_would_fail_in_the_same_way_is_not_restarted(
     code: int, exit_code: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = as_it_was(whole_run(monkeypatch, *STEPS.split()), 7)
@@ -449,4 +463,4 @@ def test_a_run_that_would_end_in_the_same_way_is_not_started_again(
     with pytest.raises(SystemExit) as exit_:
         train(monkeypatch, "--resume", str(copy))
     assert exit_.value.code == exit_code
-    assert "error: not started again, since it would end in the same way: --env-id x: hangs" in capsys.readouterr().err
+    assert "error: not restarted, since it would fail in the same way: --env-id x: hangs" in capsys.readouterr().err
