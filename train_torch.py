@@ -61,6 +61,7 @@ def main(config: Config[Any]) -> None:
 def eager_step(session: Session, module: nn.Module, scaler: torch.amp.GradScaler) -> Callable[[Any], Metrics]:
     """The gradient step of short runs on a CPU; `module` is the agent, wrapped by DDP where there are several ranks."""
     learner, weights, optimizer = session.learner, session.weights, cast(Adam, session.optimizer)
+    max_norm = learner.config.max_grad_norm
 
     def forward(obs: Tensor) -> tuple[Distribution, Tensor]:
         with session.autocast():  # the network alone: losses are computed in float32
@@ -71,7 +72,7 @@ def eager_step(session: Session, module: nn.Module, scaler: torch.amp.GradScaler
         optimizer.zero_grad(set_to_none=False)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimizer)
-        norm = clip_grad_norm_([weights.vector], learner.config.max_grad_norm)
+        norm = clip_grad_norm_([weights.vector], max_norm)
         weights.keep_finite(norm)
         scaler.step(optimizer)
         scaler.update()

@@ -29,20 +29,20 @@ class Mutant(NamedTuple):
 MUTANTS = (
     Mutant(
         "the same environments on all ranks",
-        "train_torch.py",
-        "first_env=ranks.rank * envs.num_envs",
-        "first_env=0",
+        "rl/session.py",
+        "first_env = ranks.rank * envs.num_envs",
+        "first_env = 0",
         "tests/run/test_resume.py -k two_that_have_as_many_environments",
     ),
     Mutant(
         "environments of ranks overlap but for one",
-        "train_torch.py",
-        "first_env=ranks.rank * envs.num_envs",
-        "first_env=ranks.rank",
+        "rl/session.py",
+        "first_env = ranks.rank * envs.num_envs",
+        "first_env = ranks.rank",
         "tests/run/test_resume.py -k two_that_have_as_many_environments",
     ),
     Mutant(
-        "normalised advantages are not used",
+        "normalized advantages are not used",
         "rl/learners/ppo.py",
         "            advantage,\n            estimates.target,",
         "            estimates.advantage,\n            estimates.target,",
@@ -79,8 +79,8 @@ MUTANTS = (
     Mutant(
         "rows that pad a part are learned from",
         "rl/exchange.py",
-        "weight.new_zeros(num_missing)",
-        "weight.new_ones(num_missing)",
+        "longer.weight[num_rows:] = 0",
+        "longer.weight[num_rows:] = 1",
         "tests/test_exchange.py",
     ),
     Mutant(
@@ -140,10 +140,10 @@ MUTANTS = (
         "tests/learners/test_actor_critic.py",
     ),
     Mutant(
-        "advantages are normalised on every rank by itself",
+        "advantages are normalized on every rank by itself",
         "rl/learners/ppo.py",
-        "sum_over_ranks(estimates.sums)",
-        "estimates.sums",
+        "total, *moments = totals.unbind()",
+        "total, *moments = estimates.sums.unbind()",
         "tests/dist/test_ranks.py",
     ),
     Mutant(
@@ -205,13 +205,13 @@ MUTANTS = (
     Mutant(
         "gradients are clipped before they are unscaled",
         "train_torch.py",
-        "        scaler.unscale_(optimizer)\n        norm = clip_grad_norm_([weights.vector], learner.max_grad_norm)\n",
-        "        norm = clip_grad_norm_([weights.vector], learner.max_grad_norm)\n        scaler.unscale_(optimizer)\n",
+        "        scaler.unscale_(optimizer)\n        norm = clip_grad_norm_([weights.vector], max_norm)\n",
+        "        norm = clip_grad_norm_([weights.vector], max_norm)\n        scaler.unscale_(optimizer)\n",
         "tests/programs/test_executions.py tests/programs/test_learners.py -k fp16",
     ),
     Mutant(
         "steps of one rank are counted",
-        "rl/run/logger.py",
+        "rl/run/metrics.py",
         "values = iter(self.sum_over_ranks(totals).tolist())",
         "values = iter(totals.tolist())",
         "tests/dist/test_ranks.py",
@@ -233,8 +233,8 @@ MUTANTS = (
     Mutant(
         "TensorBoard shows updates twice",
         "train_torch.py",
-        "TensorBoardWriter(folder.path, folder.purge_step)",
-        "TensorBoardWriter(folder.path)",
+        "TensorBoardWriter(session.folder.path, session.folder.purge_step)",
+        "TensorBoardWriter(session.folder.path)",
         "tests/run/test_resume.py -k same_bits",
     ),
     Mutant(
@@ -247,8 +247,8 @@ MUTANTS = (
     Mutant(
         "weights that differ go unnoticed",
         "rl/run/control.py",
-        "self.drifted |= any(",
-        "self.drifted |= False and any(",
+        "self.diverged |= any(",
+        "self.diverged |= False and any(",
         "tests/run/test_faults.py",
     ),
     Mutant(
@@ -261,7 +261,7 @@ MUTANTS = (
     Mutant(
         "an episode's gradient is divided by its length",
         "rl/learners/reinforce.py",
-        "rows.rows_per_episode.mean() * policy_loss",
+        "samples.rows_per_episode.mean() * policy_loss",
         "policy_loss",
         "tests/learners/test_reinforce.py",
     ),
@@ -282,8 +282,8 @@ MUTANTS = (
     Mutant(
         "a stop of one rank is its own affair",
         "rl/run/control.py",
-        "word = self.told if self.word is None else self.word.tolist()",
-        "word = self.told + [0.0] * 4",
+        "received = self.sent if self.received is None else self.received.tolist()",
+        "received = self.sent + [0.0] * 4",
         "tests/run/test_faults.py",
     ),
 )

@@ -74,11 +74,9 @@ class Run:
         self.averages = Averages(device, self.ranks.sum if collector else self.control.sum)
         self.finite = Finite(self.config.env.env_id, self.ranks, device)
         # To read what ranks agreed costs nothing where nobody has to wait for a device.
-        self.reads_each_update = device.type == "cpu" or self.config.learner.whole_episodes
-        self.resets_in_next_step = False
+        self.resets_in_next_step = collector is not None and collector.envs.resets_in_next_step
+        self.reads_each_update = device.type == "cpu" or self.config.learner.whole_episodes or self.resets_in_next_step
         if collector:
-            self.resets_in_next_step = collector.envs.resets_in_next_step
-            self.reads_each_update |= self.resets_in_next_step
             session.state.own["run"] = self
         self.episodes = Episodes()
         self.progress: Progress | None = None
@@ -86,6 +84,12 @@ class Run:
         self.seconds, self.skipped_steps = 0.0, 0.0
         self.unlogged_seconds, self.logged_at, self.fraction = 0.0, 0.0, 0.0
         self.keeper = Keeper(self.config, self.folder, session.agent, self.logger)
+        self.parts: dict[str, Stateful] = {
+            "episodes": self.episodes,
+            "averages": self.averages,
+            "finite": self.finite,
+            "keeper": self.keeper,
+        }
         self.saved_at = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -232,18 +236,15 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         self.unlogged_seconds = self._clock() - self.logged_at
-        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
         return {name: getattr(self, name) for name in COUNTERS} | parts
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in COUNTERS:
             setattr(self, name, type(getattr(self, name))(state[name]))  # a number of the same type
-        for name, part in self._parts().items():
+        for name, part in self.parts.items():
             if name in state:  # a resume on another number of ranks drops the averages
                 part.load_state_dict(state[name])
-
-    def _parts(self) -> dict[str, Stateful]:
-        return {"episodes": self.episodes, "averages": self.averages, "finite": self.finite, "keeper": self.keeper}
 
     def _clock(self) -> float:
         """Seconds, without those in which something was compiled."""
@@ -289,13 +290,8 @@ class Run:
         self.saved_at = time.monotonic()
         if rank() != 0:
             return None
-        run = Position(
-            update=self.update,
-            step=self.step,
-            fraction=self.fraction,
-            complete=complete,
-            best_return=self.keeper.best_return,
-        )
+        best = self.keeper.best_return
+        run = Position(update=self.update, step=self.step, fraction=self.fraction, complete=complete, best_return=best)
         return content_of(self.session.agent, self.config, run, parts)
 
     def _stop(self, number: int, path: Path | None) -> None:
