@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from rl.envs.spaces import Spaces
 from rl.envs.tensor_envs import TensorEnv, TensorEnvs
-from rl.errors import UserError
+from rl.errors import UserError, described
 
 NUM_ENVS, NUM_EPISODES, NUM_STEPS = 5, 4, 10
 LOOKS = {"item", "tolist", "numpy", "equal", "allclose", "nonzero", "unique", "masked_select"}
@@ -38,7 +38,7 @@ def check_env(
         try:
             env = env()
         except Exception as error:
-            raise UserError(f"{name}: cannot be made: {_line(error)}") from error
+            raise UserError(f"{name}: cannot be made: {described(error)}") from error
     try:
         if isinstance(env, TensorEnv):
             _check_tensor_env(env, name, torch.device(device))
@@ -54,7 +54,7 @@ def _check_gymnasium_env(env: gym.Env[Any, Any], name: str) -> None:
     try:
         env_checker.check_env(env.unwrapped, skip_render_check=True)
     except Exception as error:
-        raise UserError(f"{name}: gymnasium.utils.env_checker finds: {_line(error)}") from error
+        raise UserError(f"{name}: gymnasium.utils.env_checker finds: {described(error)}") from error
     Spaces.of(name, env.observation_space, env.action_space)
 
 
@@ -133,7 +133,7 @@ class _Watched:
                 result = getattr(self.env, name)(*args)
         except Exception as error:
             looked = isinstance(error, _LookedError)
-            what = f"reads values ({error}); use torch.where instead of if" if looked else f"raised {_line(error)}"
+            what = f"reads values ({error}); use torch.where instead of if" if looked else f"raised {described(error)}"
             raise self._wrong(name, f"{what}, at {_place(error)}") from error
         if not torch.equal(torch.get_rng_state(), generator):
             raise self._wrong(name, "draws from torch's generator; what is random must come from the noise")
@@ -169,10 +169,6 @@ class _Watched:
 
     def _wrong(self, name: str, what: str) -> UserError:
         return UserError(f"{self.name}.{name}: {what}")
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _place(error: Exception) -> str:

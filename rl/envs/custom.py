@@ -1,7 +1,7 @@
 """CustomEnv: push a mass left or right to keep it at a target; as a single environment, a batch, and in tensors."""
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
@@ -33,14 +33,12 @@ def pushed(position: Numbers, velocity: Numbers, action: Numbers) -> tuple[Numbe
 
 def reward_at(position: Numbers, target: float) -> Numbers:
     """The reward of a push that leads to a position."""
-    reward: Numbers = 1.0 - 0.1 * abs(position - target)
-    return reward
+    return cast(Numbers, 1.0 - 0.1 * abs(position - target))
 
 
 def off_track(position: Numbers) -> Numbers:
     """Whether a mass has left the track."""
-    off: Numbers = abs(position) > POSITION_LIMIT
-    return off
+    return cast(Numbers, abs(position) > POSITION_LIMIT)
 
 
 def start_position(generator: np.random.Generator, spread: float) -> float:

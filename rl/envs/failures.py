@@ -172,9 +172,16 @@ class Guard:
             raise self._raised(error) from error
 
     def check_types(self, result: Any) -> None:
-        """Raises `OneEnvError` for a step that is no step; environments with seeds of episodes check their own."""
-        if not self.position.seeded and (wrong := wrong_types(result, self.envs.num_envs)):
-            raise self.batch_error(f"gave {wrong}")
+        """Raises `OneEnvError` unless a batched class returned a valid step; `SeededEpisodes` check their own."""
+        if self.position.seeded:
+            return
+        if not isinstance(result, tuple) or len(result) != 5 or not isinstance(result[4], dict):
+            raise self.batch_error(f"gave {one_line(repr(result))} instead of four arrays and a dictionary")
+        for name, part in zip(("observation", "reward", "terminated", "truncated"), result, strict=False):
+            array = np.asarray(part)
+            shape = array.shape[:1] if name == "observation" else array.shape
+            if array.dtype.kind not in "biuf" or shape != self.obs_shape[:1]:
+                raise self.batch_error(f"gave numbers of type {array.dtype} and shape {array.shape} for {name}")
 
     @QUIET
     def check_numbers(self, obs: NDArray[Any], next_obs: NDArray[Any], reward: NDArray[Any]) -> None:
@@ -232,18 +239,6 @@ class Guard:
             process.join()
         if self.processes:
             self.envs.closed = True
-
-
-def wrong_types(result: Any, num_envs: int) -> str:
-    """What is wrong with the types and shapes of a batched step of N environments, or ""."""
-    if not isinstance(result, tuple) or len(result) != 5 or not isinstance(result[4], dict):
-        return f"{one_line(repr(result))} instead of four arrays and a dictionary"
-    for name, part in zip(("observation", "reward", "terminated", "truncated"), result, strict=False):
-        array = np.asarray(part)
-        shape = array.shape[:1] if name == "observation" else array.shape
-        if array.dtype.kind not in "biuf" or shape != (num_envs,):
-            return f"numbers of type {array.dtype} and shape {array.shape} for {name}"
-    return ""
 
 
 def how_ended(processes: Sequence[Any]) -> tuple[int, str]:

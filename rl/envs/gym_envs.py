@@ -102,7 +102,8 @@ class GymEnvs:
         obs, reward = as_float32(result[0]), as_float32(result[1])
         terminated, truncated = np.array(result[2], np.bool_), np.array(result[3], np.bool_)
         ended = terminated | truncated
-        next_obs = self._successors(obs, ended, result[4])
+        any_ended = bool(ended.any())
+        next_obs = self._successors(obs, ended, result[4]) if any_ended else obs
         acted = ~self.resetting
         self.running_return += reward * acted
         self.position.length += acted
@@ -117,30 +118,33 @@ class GymEnvs:
             episode_return=self._tensor((self.running_return * ended).astype(np.float32)),
             episode_length=self._tensor((self.position.length * ended).astype(np.float32)),
         )
-        self._finish_step(acted, ended)
+        if self.resets_in_next_step:
+            self._count_resets(acted, ended)
+        if any_ended:
+            self._end_episodes(ended)
+        self.position.num_steps += 1
         return step
 
     def _successors(self, obs: NDArray[np.float32], ended: NDArray[np.bool_], info: Any) -> NDArray[np.float32]:
-        """The observations [N, D] that the actions led to; `obs` itself where no episode was reset in this step."""
-        if self.resets_in_next_step or not ended.any():
+        """The observations [N, D] that the actions led to, which are not `obs` where this step reset an episode."""
+        if self.resets_in_next_step:
             return obs
         next_obs = obs.copy()
         final_obs = self.guard.call(lambda: np.stack(info["final_obs"][ended]))
         next_obs[ended] = as_float32(final_obs).reshape(-1, self.spaces.obs_size)
         return next_obs
 
-    def _finish_step(self, acted: NDArray[np.bool_], ended: NDArray[np.bool_]) -> None:
-        if self.resets_in_next_step:
-            if (ended & self.resetting).any():
-                raise self.guard.batch_error("ended an episode in the step that resets")
-            self.num_ignored += self.num_envs - int(acted.sum())
-            self.resetting = ended
+    def _count_resets(self, acted: NDArray[np.bool_], ended: NDArray[np.bool_]) -> None:
+        if (ended & self.resetting).any():
+            raise self.guard.batch_error("ended an episode in the step that resets")
+        self.num_ignored += self.num_envs - int(acted.sum())
+        self.resetting = ended
+
+    def _end_episodes(self, ended: NDArray[np.bool_]) -> None:
         self.running_return *= ~ended
         self.position.length *= ~ended
-        if ended.any():
-            self.position.episode += ended
-            self.history.end(ended)
-        self.position.num_steps += 1
+        self.position.episode += ended
+        self.history.end(ended)
 
     def to(self, device: torch.device) -> "GymEnvs":
         self.device = device
