@@ -113,8 +113,10 @@ class Session:
             vector = self.weights.vector
             state.shared = learning(self.agent, vector, self.optimizer, self.scaler)
             state.replicas = (vector, *self.optimizer.state[vector].values())
-        self.run = self.closing.enter_context(Run(self, logger))
-        return self.run
+        run = Run(self, logger)
+        if self.plays:
+            state.own["run"] = run
+        return self.closing.enter_context(run)
 
     def autocast(self) -> torch.autocast:
         """The precision of matrix products.

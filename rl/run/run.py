@@ -76,8 +76,6 @@ class Run:
         # To read what ranks agreed costs nothing where nobody has to wait for a device.
         self.resets_in_next_step = collector is not None and collector.envs.resets_in_next_step
         self.reads_each_update = device.type == "cpu" or self.config.learner.whole_episodes or self.resets_in_next_step
-        if collector:
-            session.state.own["run"] = self
         self.episodes = Episodes()
         self.progress: Progress | None = None
         self.update = self.step = 0
