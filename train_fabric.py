@@ -19,7 +19,7 @@ from rl.cli import command_line
 from rl.config import CONFIGS, Config, Precision
 from rl.dist.ranks import Ranks
 from rl.errors import require
-from rl.learners.learner import Metrics
+from rl.learners.learner import Metrics, gradient_metrics
 from rl.run.folder import RunFolder, join_ranks
 from rl.session import Session
 
@@ -48,7 +48,7 @@ def main(config: Config[Any]) -> None:
             run.record_rollout(rollout, metrics)
 
             with run.timed("learn"):
-                for minibatch in learner.minibatches(session.shared(samples), session.shuffle):
+                for minibatch in learner.minibatches(learner.shared(samples, session.ranks), session.shuffle):
                     if run.learned(gradient_step(minibatch)):
                         break
         run.finish()
@@ -68,7 +68,7 @@ def eager_step(session: Session, fabric: Fabric, module: nn.Module) -> Callable[
         norm = fabric.clip_gradients(module, optimizer, max_norm=max_norm, error_if_nonfinite=False)
         weights.keep_finite(cast(Tensor, norm))
         optimizer.step()
-        return metrics | session.gradient_metrics(cast(Tensor, norm))
+        return metrics | gradient_metrics(cast(Tensor, norm), session.ranks, scaled=session.scaler is not None)
 
     return gradient_step
 

@@ -17,7 +17,7 @@ from torch.optim import Adam
 from rl.cli import command_line
 from rl.config import CONFIGS, Config
 from rl.dist.ranks import Ranks
-from rl.learners.learner import Metrics
+from rl.learners.learner import Metrics, gradient_metrics
 from rl.models.distributions import Distribution
 from rl.run.folder import join_ranks
 from rl.run.logger import TensorBoardWriter
@@ -52,7 +52,7 @@ def main(config: Config[Any]) -> None:
             run.record_rollout(rollout, metrics)
 
             with run.timed("learn"):
-                for minibatch in learner.minibatches(session.shared(samples), session.shuffle):
+                for minibatch in learner.minibatches(learner.shared(samples, session.ranks), session.shuffle):
                     if run.learned(gradient_step(minibatch)):
                         break
         run.finish()
@@ -76,7 +76,7 @@ def eager_step(session: Session, module: nn.Module, scaler: torch.amp.GradScaler
         weights.keep_finite(norm)
         scaler.step(optimizer)
         scaler.update()
-        return metrics | session.gradient_metrics(norm)
+        return metrics | gradient_metrics(norm, session.ranks, scaled=scaler.is_enabled())
 
     return gradient_step
 

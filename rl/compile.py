@@ -17,14 +17,12 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan as compiled_scan
 
+from rl import tree
 from rl.compilers import compiler_missing, cxx
 
 Mode = Literal["eager", "compile", "cudagraphs"]
 Function = TypeVar("Function", bound=Callable[..., Any])
-Carry = TypeVar("Carry", bound=tuple[Tensor, ...])  # a NamedTuple of tensors
-Output = TypeVar("Output", bound=tuple[Tensor, ...])  # likewise
 
 # On two cores compiling takes about 30 s and then saves 0.7 ms a gradient step and 1 µs a row of it (docs/log.md).
 SAVED_SECONDS_PER_STEP, SAVED_SECONDS_PER_ROW, COMPILE_SECONDS = 0.7e-3, 1e-6, 30.0
@@ -129,13 +127,13 @@ class _CudaGraph:
 
     def __call__(self, *args: Any) -> Any:
         if self.graph is None:
-            self.args = _map_tensors(torch.clone, args)
-            self.inputs = list(_tensors(self.args))
+            self.args = tree.map(torch.clone, args)
+            self.inputs = list(tree.leaves(self.args))
             self.graph, self.outputs = self._capture(self.args)
-        for static, tensor in zip(self.inputs, _tensors(args), strict=True):
+        for static, tensor in zip(self.inputs, tree.leaves(args), strict=True):
             static.copy_(tensor)
         self.graph.replay()
-        return _map_tensors(torch.clone, self.outputs)
+        return tree.map(torch.clone, self.outputs)
 
     def _capture(self, args: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
         saved = [tensor.detach().clone() for tensor in self.state]
@@ -157,15 +155,6 @@ class _CudaGraph:
         return graph, outputs
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and dictionaries."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(part)
-
-
 def _signature(value: Any) -> Iterator[Any]:
     """What a specialized function may depend on in its nested arguments: everything but the numbers in tensors."""
     if isinstance(value, Tensor):
@@ -179,46 +168,3 @@ def _signature(value: Any) -> Iterator[Any]:
             yield from _signature(part)
     else:
         yield value
-
-
-def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Nested tuples, lists and dictionaries with the function applied to every tensor."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {name: _map_tensors(function, part) for name, part in value.items()}
-    if isinstance(value, tuple | list):
-        parts = [_map_tensors(function, part) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
-
-
-def scan(
-    step: Callable[..., tuple[Carry, Output]],
-    carry: Carry,
-    inputs: tuple[Tensor, ...],
-    output_type: type[Output],
-    *,
-    reverse: bool = False,
-) -> tuple[Carry, Output]:
-    """Applies `step(carry, *inputs[t])` to inputs [T, ...] in turn; returns the last carry and the outputs [T, ...].
-
-    With `reverse` it goes from the last input to the first, and outputs keep their places. No two fields of a carry
-    may be the same tensor, which Inductor's loop in C++ would free twice.
-    """
-    if torch.compiler.is_compiling():
-
-        def plain_step(plain: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> tuple[Any, Any]:
-            after, output = step(type(carry)(*plain), *now)
-            # The compiled loop takes plain tuples only, and no tensor may be both carry and output.
-            return tuple(after), tuple(field.clone() for field in output)
-
-        after, outputs = compiled_scan(plain_step, tuple(carry), inputs, reverse=reverse)
-        return type(carry)(*after), output_type(*outputs)
-
-    order = range(len(inputs[0]))
-    steps = []
-    for t in reversed(order) if reverse else order:
-        carry, output = step(carry, *(field[t] for field in inputs))
-        steps.append(output)
-    return carry, output_type(*map(torch.stack, zip(*(steps[::-1] if reverse else steps), strict=True)))

@@ -1,5 +1,6 @@
 """The flags that say which checkpoints a run writes and which it resumes from."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -23,20 +24,17 @@ class Keep:
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
-        interval = self._interval()
         require(
-            interval is not None and 0 < interval[0] <= 2**53,
+            0 < min(self.interval()) <= 2**53,
             "--checkpoint-every",
             repr(self.checkpoint_every),
             "must be a time above 0 such as 90s, 10min or 2h, or a number of updates such as 50",
         )
         require(self.keep_checkpoints >= 1, "--keep-checkpoints", self.keep_checkpoints, "must be at least 1")
 
-    def due(self, num_updates: int, seconds: float) -> bool:
-        """Whether to write a checkpoint after `num_updates` of the run, `seconds` after the last checkpoint."""
-        number, unit = self._interval() or (0.0, "")
-        return seconds >= number * UNITS[unit] if unit else num_updates % int(number) == 0
-
-    def _interval(self) -> tuple[float, str] | None:
+    def interval(self) -> tuple[float, float]:
+        """Updates and seconds between two checkpoints, of which one is infinite; 0 where the flag cannot be read."""
         match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)(s|min|h)", self.checkpoint_every)
-        return (float(match[1] or match[2]), match[3] or "") if match else None
+        if match is None:
+            return 0.0, 0.0
+        return (float(match[1]), math.inf) if match[1] else (math.inf, float(match[2]) * UNITS[match[3]])

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rl.compile import scan
+from rl.tree import scan
 
 
 class Flow(NamedTuple):

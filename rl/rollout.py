@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rl import tree
-from rl.compile import Execution, scan
+from rl.compile import Execution
 from rl.dist.launch import rank
 from rl.envs.tensor_envs import EnvState, TensorEnvs
 from rl.envs.types import Envs, Step
@@ -130,7 +130,7 @@ class TensorCollector:
         if torch.compiler.is_compiling():  # a compiled loop takes no weights that are views of one vector
             policy = functools.partial(call_with, self.policy, weight_vector(self.policy))
         noise = (self.noise.at(first_step, num_steps), *self.envs.draw(first_step, num_steps))
-        after, rollout = scan(functools.partial(self.play_step, policy), state, noise, Rollout)
+        after, rollout = tree.scan(functools.partial(self.play_step, policy), state, noise, Rollout)
         return first_step + num_steps, after, rollout
 
     def _play_step(

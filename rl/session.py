@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from typing_extensions import Self
 
 from rl.compile import Execution
@@ -14,8 +13,7 @@ from rl.config import Config
 from rl.dist.ranks import Ranks
 from rl.envs.make import make_envs
 from rl.envs.types import Envs
-from rl.errors import UserError
-from rl.learners.learner import AnyLearner, Metrics, gradient_metrics
+from rl.learners.learner import AnyLearner
 from rl.models.agent import Agent, Weights
 from rl.models.float8 import to_float8
 from rl.optimization import AUTOCAST, GradientStep, make_adam
@@ -78,7 +76,9 @@ class Session:
         """
         if self.device.type == ("cuda" if self.config.cuda else "cpu"):  # not that of a player apart from its trainers
             self.config = replace(self.config, precision=cast(Any, precision))
-        config, self.ranks, self.precision = self.config, ranks, precision
+        config, self.ranks, self.dtype = self.config, ranks, AUTOCAST.get(precision)
+        # Unlike `fabric.autocast`, which in bf16-true makes all new tensors bf16: discounts and counts are float32.
+        self.autocast = partial(torch.autocast, self.device.type, self.dtype, enabled=self.dtype is not None)
         torch.manual_seed(config.seed)
         agent = Agent(self.envs.spaces, config.network)
         self.agent = agent.to(self.device, torch.bfloat16 if precision == "bf16-true" else None)
@@ -118,36 +118,9 @@ class Session:
             state.own["run"] = run
         return self.closing.enter_context(run)
 
-    def autocast(self) -> torch.autocast:
-        """The precision of matrix products.
-
-        Unlike `fabric.autocast`, which in bf16-true makes all new tensors bf16: discounts and counts are float32.
-        """
-        dtype = AUTOCAST.get(self.precision)
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
-
-    def shared(self, samples: Any) -> Any:
-        """All ranks' samples where the learner wants them, otherwise this rank's own.
-
-        Raises:
-            UserError: The learner's samples have no weights.
-        """
-        if not hasattr(samples, "weight"):
-            fields = ", ".join(getattr(samples, "_fields", ())) or type(samples).__name__
-            raise UserError(
-                f"{type(self.learner).__name__}.prepare: returned samples of {fields}; must have a field `weight`,"
-                " 0 for rows to leave out and 1 on average"
-            )
-        return self.ranks.share(samples) if self.config.learner.share_data else samples
-
     def compiled_step(self) -> GradientStep:
         """The gradient step of a compiled or captured run: the same arithmetic, with one all-reduce and no DDP."""
-        autocast = AUTOCAST.get(self.precision)
         adam = cast(torch.optim.Adam, self.optimizer)
         return GradientStep(
-            self.learner, self.agent, self.weights, adam, self.ranks, self.execution, autocast, self.scaler
+            self.learner, self.agent, self.weights, adam, self.ranks, self.execution, self.dtype, self.scaler
         )
-
-    def gradient_metrics(self, norm: Tensor) -> Metrics:
-        """What an eager gradient step logs beside the loss."""
-        return gradient_metrics(norm, self.ranks, scaled=self.scaler is not None)

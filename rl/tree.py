@@ -5,8 +5,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.scan import scan as compiled_scan
 
 TreeType = TypeVar("TreeType")
+Carry = TypeVar("Carry", bound=tuple[Tensor, ...])  # a NamedTuple of tensors
+Output = TypeVar("Output", bound=tuple[Tensor, ...])  # likewise
 
 
 def map(function: Callable[..., Any], tree: TreeType, *others: TreeType) -> TreeType:
@@ -56,3 +59,34 @@ def split(tree: TreeType, num_parts: int) -> Iterator[TreeType]:
     for part in zip(*parts, strict=True):
         tensors = iter(part)
         yield map(lambda _, tensors=tensors: next(tensors), tree)
+
+
+def scan(
+    step: Callable[..., tuple[Carry, Output]],
+    carry: Carry,
+    inputs: tuple[Tensor, ...],
+    output_type: type[Output],
+    *,
+    reverse: bool = False,
+) -> tuple[Carry, Output]:
+    """Applies `step(carry, *inputs[t])` to inputs [T, ...] in turn; returns the last carry and the outputs [T, ...].
+
+    With `reverse` it goes from the last input to the first, and outputs keep their places. No two fields of a carry
+    may be the same tensor, which Inductor's loop in C++ would free twice.
+    """
+    if torch.compiler.is_compiling():
+
+        def plain_step(plain: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> tuple[Any, Any]:
+            after, output = step(type(carry)(*plain), *now)
+            # The compiled loop takes plain tuples only, and no tensor may be both carry and output.
+            return tuple(after), tuple(field.clone() for field in output)
+
+        after, outputs = compiled_scan(plain_step, tuple(carry), inputs, reverse=reverse)
+        return type(carry)(*after), output_type(*outputs)
+
+    order = range(len(inputs[0]))
+    steps = []
+    for t in reversed(order) if reverse else order:
+        carry, output = step(carry, *(field[t] for field in inputs))
+        steps.append(output)
+    return carry, stack(steps[::-1] if reverse else steps)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rl.dist.ranks import Ranks
-from rl.errors import require
+from rl.errors import UserError, require
 from rl.models.agent import Policy
 from rl.rollout import AnyCollector, Rollout
 from rl.seeding import Shuffle
@@ -104,6 +104,20 @@ class Learner(ABC, Generic[EstimatesType, SamplesType]):
     @abstractmethod
     def prepare(self, rollout: Rollout, estimates: EstimatesType, totals: Tensor) -> tuple[SamplesType, Metrics]:
         """A rollout's samples [B, ...], and what to log of them; `totals` are all ranks' `estimates.sums` added up."""
+
+    def shared(self, samples: SamplesType, ranks: Ranks) -> SamplesType:
+        """All ranks' samples where the flags want that every rank learns from them, otherwise this rank's own.
+
+        Raises:
+            UserError: `prepare` returned samples without weights.
+        """
+        if not hasattr(samples, "weight"):
+            fields = ", ".join(getattr(samples, "_fields", ())) or type(samples).__name__
+            raise UserError(
+                f"{type(self).__name__}.prepare: returned samples of {fields}; must have a field `weight`, 0 for rows to"
+                " leave out and 1 on average"
+            )
+        return ranks.share(samples) if self.config.share_data else samples
 
     @abstractmethod
     def minibatches(self, samples: SamplesType, shuffle: Shuffle) -> Iterator[SamplesType]:

@@ -64,7 +64,8 @@ class Run:
         self.config, self.folder, self.ranks = session.config, session.folder, session.ranks
         self.execution = session.execution
         self.logger = Guarded(logger)
-        self.everyone = Ranks.of()
+        self.num_updates, self.last_step = self.config.num_updates(), self.config.last_step()
+        self.everyone, self.is_rank_0 = Ranks.of(), rank() == 0
         device, collector = session.agent.critic.weight.device, session.collector if session.plays else None
         self.signals = Signals()
         self.control = Control(
@@ -101,8 +102,8 @@ class Run:
                 raise CheckpointError("--resume: the checkpoint contradicts itself on how many updates are done")
             self.keeper.best_return, self.fraction = position["best_return"], position["fraction"]
             note_learning_rate(self.folder.checkpoint, self.config, self.fraction_done())
-        if rank() == 0:
-            self.progress = Progress(self.config.last_step(), self.config.report_episodes, self.step)
+        if self.is_rank_0:
+            self.progress = Progress(self.last_step, self.config.report_episodes, self.step)
             self.folder.begin(self.config)
         self.signals.__enter__()
         return self
@@ -123,15 +124,15 @@ class Run:
             DiskError: Checkpoints cannot be written.
             StopError: A signal asked for it; a checkpoint has been written.
         """
-        num_updates = self.config.num_updates()
         # How long whole episodes take is known once they have ended, so that every update is logged.
-        updates_per_point = 1 if self.config.learner.whole_episodes else math.ceil(num_updates / MAX_LOG_POINTS)
+        updates_per_point = 1 if self.config.learner.whole_episodes else math.ceil(self.num_updates / MAX_LOG_POINTS)
+        every_updates, every_seconds = self.config.keep.interval()
         self.logged_at = self._clock() - self.unlogged_seconds
         self.signals.in_loop = True
         # Where environments reset in steps of their own, the same number of steps takes a few more updates.
-        while (self.update < num_updates or self.resets_in_next_step) and (done := self.fraction_done()) < 1:
-            if rank() == 0 and self.config.keep.due(self.update + 1, time.monotonic() - self.saved_at):
-                self.signals.save = True
+        while (self.update < self.num_updates or self.resets_in_next_step) and (done := self.fraction_done()) < 1:
+            is_due = (self.update + 1) % every_updates == 0 or time.monotonic() - self.saved_at >= every_seconds
+            self.signals.save |= self.is_rank_0 and is_due
             self.fraction = done
             self._anneal(done)
             yield done
@@ -156,7 +157,7 @@ class Run:
             StopError: The player said so; this rank has given its part of a checkpoint.
         """
         self.signals.in_loop = True
-        ended = self.step >= self.config.last_step()
+        ended = self.step >= self.last_step
         while not ended:
             with self.timed("trainer_wait"):
                 samples, order = exchange.receive_rows()
@@ -229,7 +230,7 @@ class Run:
 
     def fraction_done(self, num_steps: int = 0) -> float:
         """Of the steps or the episodes of the run, whichever comes first; after so many steps more."""
-        of_steps = (self.step + num_steps) / self.config.last_step()
+        of_steps = (self.step + num_steps) / self.last_step
         return max(of_steps, self.episodes.number / (self.config.total_episodes or math.inf))
 
     def state_dict(self) -> dict[str, Any]:
@@ -273,7 +274,7 @@ class Run:
         """Writes a checkpoint where ranks agreed on it, and ends the run if a signal of this number asked for it."""
         if not (save or stop):
             return
-        is_best = rank() == 0 and self.keeper.is_best(self.seconds)
+        is_best = self.is_rank_0 and self.keeper.is_best(self.seconds)
         content = self._gather()
         path: Path | None = self.folder.path / PERIODIC.format(self.update)
         if content is not None:
@@ -286,7 +287,7 @@ class Run:
         parts = self.session.state.gather(self.everyone, leads=self.ranks.rank == 0)
         self.control.saved()
         self.saved_at = time.monotonic()
-        if rank() != 0:
+        if not self.is_rank_0:
             return None
         best = self.keeper.best_return
         run = Position(update=self.update, step=self.step, fraction=self.fraction, complete=complete, best_return=best)
