@@ -144,7 +144,8 @@ class GymEnvs:
         self.running_return *= ~ended
         self.position.length *= ~ended
         self.position.episode += ended
-        self.history.end(ended)
+        if self.memory == "episodes":
+            self.history.end(ended)
 
     def to(self, device: torch.device) -> "GymEnvs":
         self.device = device
