@@ -25,6 +25,7 @@ class Rollout(NamedTuple):
     action: Tensor  # [T, N] int64 or [T, N, A] float32, as sampled, before any clipping to the environment's bounds
     log_prob: Tensor  # [T, N] float32, of the action under the policy that took it
     value: Tensor  # [T, N] float32, of obs
+    next_value: Tensor  # [T, N] float32, of next_obs
     reward: Tensor  # [T, N] float32
     terminated: Tensor  # [T, N] bool
     truncated: Tensor  # [T, N] bool
@@ -49,8 +50,8 @@ def decide(policy: Policy, obs: Tensor, noise: Tensor) -> Decision:
 
 
 def row(obs: Tensor, decision: Decision, step: Step) -> Rollout:
-    """One step [N, ...] of a rollout."""
-    return Rollout(**(step._asdict() | decision._asdict() | {"obs": obs}))
+    """One step [N, ...] of a rollout, whose next value is still to come."""
+    return Rollout(**(step._asdict() | decision._asdict() | {"obs": obs, "next_value": decision.value}))
 
 
 class Collector:
@@ -80,7 +81,16 @@ class Collector:
             self.obs = step.obs
         self.num_steps = self.num_steps + num_steps
         self.num_played += num_steps * self.envs.num_envs - (self.envs.num_ignored - num_ignored)
-        return tree.stack(rows)
+        rollout = tree.stack(rows)
+        return rollout._replace(next_value=self._next_value(rollout))
+
+    def _next_value(self, rollout: Rollout) -> Tensor:
+        """The values [T, N] of `rollout.next_obs`: known from the step after, except where an episode or T ends."""
+        next_value = torch.cat([rollout.value[1:], self.policy(self.obs)[1][None]])
+        ended = rollout.terminated | rollout.truncated
+        if bool(ended.any()):
+            next_value[ended] = self.policy(rollout.next_obs[ended])[1]
+        return next_value
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_steps": int(self.num_steps), "envs": {"obs": self.obs.cpu(), **self.envs.state_dict()}}
@@ -131,7 +141,8 @@ class TensorCollector:
             policy = functools.partial(call_with, self.policy, weight_vector(self.policy))
         noise = (self.noise.at(first_step, num_steps), *self.envs.draw(first_step, num_steps))
         after, rollout = tree.scan(functools.partial(self.play_step, policy), state, noise, Rollout)
-        return first_step + num_steps, after, rollout
+        _, next_value = policy(rollout.next_obs)  # of all steps: a compiled function keeps its shapes
+        return first_step + num_steps, after, rollout._replace(next_value=next_value)
 
     def _play_step(
         self, policy: Policy, before: EnvState, noise: Tensor, *env_noise: Tensor

@@ -51,7 +51,7 @@ class A2C(Learner[Estimates, Rows]):
     def estimate(self, policy: Policy, rollout: Rollout) -> Estimates:
         c, r = self.config, rollout
         ends = {"terminated": r.terminated, "truncated": r.truncated}
-        advantage = gae(r.reward, r.value, policy(r.next_obs)[1], **ends, gamma=c.gamma, gae_lambda=c.gae_lambda)
+        advantage = gae(r.reward, r.value, r.next_value, **ends, gamma=c.gamma, gae_lambda=c.gae_lambda)
         return Estimates(advantage, weighted_sums(r.weight))
 
     def prepare(self, rollout: Rollout, estimates: Estimates, totals: Tensor) -> tuple[Rows, Metrics]:

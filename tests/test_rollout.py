@@ -88,6 +88,16 @@ def test_next_observations_are_the_next_rows_within_an_episode_and_the_final_one
     assert torch.equal(rollout.weight == 0, resets)
 
 
+@pytest.mark.parametrize("vectorization", ["sync", "native", "tensor"])
+def test_the_next_value_is_that_of_the_next_observation(vectorization: str) -> None:
+    envs = make_envs(EnvConfig(env_id="CartPole-v1", num_envs=3, vectorization=vectorization))
+    policy = agent_for(envs)
+    rollout = make_collector(envs, policy, seed=1, first_env=0).collect(120)
+    assert rollout.terminated.sum() > 3
+    with torch.no_grad():
+        assert torch.allclose(rollout.next_value, policy(rollout.next_obs)[1], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("learner", ["ppo", "reinforce"])
 def test_a_run_counts_and_takes_real_steps_and_not_those_in_which_environments_only_reset(
     learner: str, monkeypatch: pytest.MonkeyPatch

@@ -114,8 +114,8 @@ class Learner(ABC, Generic[EstimatesType, SamplesType]):
         if not hasattr(samples, "weight"):
             fields = ", ".join(getattr(samples, "_fields", ())) or type(samples).__name__
             raise UserError(
-                f"{type(self).__name__}.prepare: returned samples of {fields}; must have a field `weight`, 0 for rows to"
-                " leave out and 1 on average"
+                f"{type(self).__name__}.prepare: returned samples of {fields}; must have a field `weight`, 0 for rows"
+                " to leave out and 1 on average"
             )
         return ranks.share(samples) if self.config.share_data else samples
 

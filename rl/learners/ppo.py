@@ -113,11 +113,10 @@ class PPO(Learner[Estimates, Rows]):
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Estimates:
         """Advantages, and targets of the critic."""
-        _, next_value = policy(rollout.next_obs)
         advantage = gae(
             rollout.reward,
             rollout.value,
-            next_value,
+            rollout.next_value,
             terminated=rollout.terminated,
             truncated=rollout.truncated,
             gamma=self.config.gamma,

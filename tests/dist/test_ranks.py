@@ -94,6 +94,7 @@ def synthetic_rollout() -> Rollout:
         action=action,
         log_prob=-0.7 + 0.1 * normal(),
         value=normal(),
+        next_value=normal(),
         reward=2 * normal() + 1,
         terminated=chance(0.1),
         truncated=chance(0.1),

@@ -29,7 +29,7 @@ def pulled(action: Tensor, reward: Tensor) -> Rollout:
     zeros, ones = torch.zeros_like(reward), torch.ones_like(reward)
     ended = ones.bool()
     obs = zeros[..., None]
-    return Rollout(obs, obs, action, zeros, zeros, reward, ended, ~ended, ones, reward, ones)
+    return Rollout(obs, obs, action, zeros, zeros, zeros, reward, ended, ~ended, ones, reward, ones)
 
 
 def rows_of(learner: Reinforce, agent: nn.Module, rollout: Rollout) -> Rows:
