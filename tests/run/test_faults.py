@@ -130,7 +130,7 @@ def test_a_disk_that_stays_full_ends_the_run(
     failing_writes(monkeypatch, 2, 3, 4, 5)
     assert train(monkeypatch, "--total-timesteps", "640", "--checkpoint-every", "1") == 74
     (line,) = errors(capsys)
-    assert "no checkpoint could be written 3 times in a row; the last one that could is there" in line
+    assert "no checkpoint could be written 3 times in a row; the last one is intact" in line
     assert [path.name for path in Path().glob("logs/*/*/checkpoints/*")] == ["update_0000000001.ckpt"]
 
 
@@ -143,7 +143,7 @@ def test_trouble_with_the_log_ends_the_log_and_not_the_run(
     monkeypatch.setattr(SummaryWriter, "add_scalar", add_scalar)
     assert train(monkeypatch, "--total-timesteps", "384") == 0
     printed = capsys.readouterr()
-    assert printed.err.count("note: the log ends here, the run does not: [Errno 28] No space left on device") == 1
+    assert printed.err.count("note: logging stops here, the run goes on: [Errno 28] No space left on device") == 1
     assert "greedy policy" in printed.out
 
 
@@ -215,7 +215,7 @@ def test_weights_that_differ_stop_the_run() -> None:
     control = Control(Ranks(), Signals())
     control.check(5)
     control.diverged = True
-    with pytest.raises(RanksError, match="the weights of ranks differ before update 5") as raised:
+    with pytest.raises(RanksError, match="replicas diverged before update 5") as raised:
         control.check(5)
     assert raised.value.exit_code == 69
 

@@ -56,7 +56,7 @@ def train(env_id: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Weights, str]:
             super().__init__(policy)
             made.append(self)
 
-    monkeypatch.setattr(train_torch, "Weights", Kept)
+    monkeypatch.setattr("rl.session.Weights", Kept)
     error = EnvError if env_id.startswith("NotANumber") else NumericError
     with pytest.raises(error) as raised:
         train_torch.main(parse([*FLAGS.split(), "--env-id", *env_id.split()], CONFIGS))
@@ -73,7 +73,7 @@ def train(env_id: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Weights, str]:
         ),
         (
             "NotANumberInTensors-v0 --vectorization tensor",
-            "environment 3 of rank 0 gave an observation or a reward that is not finite at its step 6; must be finite",
+            "environment 3 of rank 0 returned an observation or a reward that is not finite at its step 6; must be",
         ),
         ("HugeReward-v0", "Loss/value_loss is inf in update 1 or just before it; try a lower --learning-rate"),
     ],

@@ -16,6 +16,7 @@ from tensorboard.summary.writer import event_file_writer
 
 import rl.run.checkpoint
 import rl.run.folder
+import rl.run.keeper
 import rl.run.run
 import train_fabric_decoupled
 import train_torch
@@ -124,7 +125,7 @@ def test_an_environment_that_is_random_by_itself_is_found_out_and_its_resume_not
     assert capsys.readouterr().err.count(note) == 1
     copy = as_it_was(folder, 3)
     train(monkeypatch, "--resume", str(copy))
-    assert "3 of 3 environments of rank 0 are not where they were" in capsys.readouterr().err
+    assert "3 of 3 environments of rank 0 could not be restored" in capsys.readouterr().err
     assert final_state(copy)["run"] == final_state(folder)["run"]
 
 
@@ -249,7 +250,7 @@ def test_a_stop_after_the_last_update_loses_nothing(
         patched.setattr(State, "gather", interrupted)
         train(patched, *FLAGS, *STEPS.split())
     (last,) = Path.cwd().glob("logs/*/*/last.ckpt")
-    said = f"stopped: SIGTERM after update 8; the checkpoint is {last}; to go on: --resume {last.parent}\n"
+    said = f"stopped: SIGTERM after update 8; the checkpoint is {last}; to continue: --resume {last.parent}\n"
     assert exit_.value.code == 143 and capsys.readouterr().err == said
     train(monkeypatch, "--resume", str(last.parent))
     assert "greedy policy" in capsys.readouterr().out
@@ -299,9 +300,9 @@ def test_folders_of_runs_are_called_after_a_clock_that_is_never_put_back(monkeyp
 
 
 def test_the_folder_of_a_run_stays_where_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    def record_rollout(run: Run, rollout: Any) -> None:
+    def record_rollout(run: Run, *args: Any) -> None:
         os.chdir("/")
-        record(run, rollout)
+        record(run, *args)
 
     record, here = Run.record_rollout, Path.cwd()
     monkeypatch.setattr(Run, "record_rollout", record_rollout)
@@ -352,15 +353,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
 
 
 def test_the_newest_checkpoints_stay_and_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rl.run.run, "MAX_EVALUATION_SHARE", 1e9)
+    monkeypatch.setattr(rl.run.keeper, "MAX_EVALUATION_SHARE", 1e9)
     returns = iter([3.0, 5.0, 4.0, 5.0])
     played: list[float] = []
 
-    def evaluate_run(*args: object) -> rl.run.run.Evaluation:
+    def evaluate_run(*args: object) -> rl.run.keeper.Evaluation:
         played.append(next(returns, 1.0))
-        return rl.run.run.Evaluation(torch.tensor([played[-1]]), torch.tensor([False]))
+        return rl.run.keeper.Evaluation(torch.tensor([played[-1]]), torch.tensor([False]))
 
-    monkeypatch.setattr(rl.run.run, "evaluate_run", evaluate_run)
+    monkeypatch.setattr(rl.run.keeper, "evaluate_run", evaluate_run)
     train(monkeypatch, *FLAGS, *STEPS.split(), "--checkpoint-every", "1", "--keep-checkpoints", "2", "--keep-best")
     (folder,) = Path("logs/torch_logs").iterdir()
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
