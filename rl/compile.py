@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan as compiled_scan
 
+from rl import tree
 from rl.compilers import compiler_missing, cxx
 
 Mode = Literal["eager", "compile", "cudagraphs"]
@@ -129,13 +130,13 @@ class _CudaGraph:
 
     def __call__(self, *args: Any) -> Any:
         if self.graph is None:
-            self.args = _map_tensors(torch.clone, args)
-            self.inputs = list(_tensors(self.args))
+            self.args = tree.map(torch.clone, args)
+            self.inputs = list(tree.leaves(self.args))
             self.graph, self.outputs = self._capture(self.args)
-        for static, tensor in zip(self.inputs, _tensors(args), strict=True):
+        for static, tensor in zip(self.inputs, tree.leaves(args), strict=True):
             static.copy_(tensor)
         self.graph.replay()
-        return _map_tensors(torch.clone, self.outputs)
+        return tree.map(torch.clone, self.outputs)
 
     def _capture(self, args: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
         saved = [tensor.detach().clone() for tensor in self.state]
@@ -157,15 +158,6 @@ class _CudaGraph:
         return graph, outputs
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and dictionaries."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(part)
-
-
 def _signature(value: Any) -> Iterator[Any]:
     """What a specialized function may depend on in its nested arguments: everything but the numbers in tensors."""
     if isinstance(value, Tensor):
@@ -179,18 +171,6 @@ def _signature(value: Any) -> Iterator[Any]:
             yield from _signature(part)
     else:
         yield value
-
-
-def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Nested tuples, lists and dictionaries with the function applied to every tensor."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {name: _map_tensors(function, part) for name, part in value.items()}
-    if isinstance(value, tuple | list):
-        parts = [_map_tensors(function, part) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
 
 
 def scan(
@@ -221,4 +201,4 @@ def scan(
     for t in reversed(order) if reverse else order:
         carry, output = step(carry, *(field[t] for field in inputs))
         steps.append(output)
-    return carry, output_type(*map(torch.stack, zip(*(steps[::-1] if reverse else steps), strict=True)))
+    return carry, tree.stack(steps[::-1] if reverse else steps)
