@@ -25,7 +25,7 @@ from rl.dist.ranks import choose_threads
 from rl.envs.make import has_tensor_form
 from rl.errors import USAGE_ERROR, CheckpointError, UserError, require
 from rl.models.agent import LARGEST_DEPTH
-from rl.reporting import let_rank_0_speak, note_end, reported
+from rl.reporting import let_rank_0_speak, note, note_end, reported
 from rl.run.checkpoint import Content
 from rl.run.evaluation import check_video
 from rl.run.resume import check_goes_on, config_of, find_checkpoint, is_complete
@@ -103,12 +103,10 @@ def with_tensor_form(config: ConfigType) -> ConfigType:
     """
     if config.env.vectorization != "auto" or config.collects_eagerly() or not has_tensor_form(config.env):
         return config
-    if rank() == 0:
-        print(
-            f"note: a run of this length is compiled, with {config.env.env_id} in its tensor form; for Gymnasium's form"
-            " use --vectorization native or sync",
-            file=sys.stderr,
-        )
+    note(
+        f"this run is compiled, so it uses the tensor form of {config.env.env_id}; for Gymnasium's use --vectorization"
+        " native or sync"
+    )
     return replace(config, env=replace(config.env, vectorization="tensor"))
 
 
@@ -136,8 +134,8 @@ def check_versions() -> None:
 def note_repeated(arguments: list[str]) -> None:
     """Tells the user which flags are given more than once."""
     flags = Counter(argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
-    for flag in (flag for flag, number in flags.items() if number > 1 and rank() == 0):
-        print(f"note: {flag} is given more than once; the last one holds", file=sys.stderr)
+    for flag in (flag for flag, number in flags.items() if number > 1):
+        note(f"{flag} is given more than once; the last one holds")
 
 
 def read_flags(
@@ -156,9 +154,9 @@ def read_flags(
             choices = {name: own}
             config = parse(arguments, choices)
         config = replace(config, keep=replace(config.keep, resume=resume))
-    _, notes = in_new_spelling(arguments, choices[learner_of(arguments, choices)].network.hidden_sizes)
-    for note in notes if rank() == 0 else ():
-        print(note, file=sys.stderr)
+    _, changes = in_new_spelling(arguments, choices[learner_of(arguments, choices)].network.hidden_sizes)
+    for old, new in changes.items():
+        note(f"{old} is now {new or '--vectorization native or sync'}")
     # Absolute from now on, since an environment may change the working folder.
     return replace(config, log_dir=os.path.abspath(config.log_dir)), checkpoint
 
@@ -228,13 +226,13 @@ def described(config: Config[Any], choices: Mapping[str, Config[Any]]) -> str:
 
 def note_misplaced(flags: list[str], learner: str) -> None:
     """Tells the user which of the flags are another learner's, or a learner's name that does not come first."""
-    for word in flags if rank() == 0 else ():
+    for word in flags:
         field = word.partition("=")[0].removeprefix("--").replace("-", "_")
         takers = [name for name, config in CONFIGS.items() if field in config.flags()]
         if word in CONFIGS:
-            print(f"note: {word}: the learner's name comes before all flags", file=sys.stderr)
+            note(f"{word}: the learner's name comes before all flags")
         elif word.startswith("--") and takers and learner not in takers:
-            print(f"note: {word} is a flag of {', '.join(takers)}, not of {learner}", file=sys.stderr)
+            note(f"{word} is a flag of {', '.join(takers)}, not of {learner}")
 
 
 @OPTIONAL.primitive_rule
@@ -253,8 +251,8 @@ def value_or_none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | No
     )
 
 
-def in_new_spelling(flags: list[str], hidden_sizes: tuple[int, ...]) -> tuple[list[str], list[str]]:
-    """The flags with those of earlier versions as they are spelled now, and a note on each.
+def in_new_spelling(flags: list[str], hidden_sizes: tuple[int, ...]) -> tuple[list[str], dict[str, str]]:
+    """The flags with those of earlier versions as they are spelled now, and which have changed to what.
 
     `hidden_sizes` are the defaults, which decide where --hidden-size or --hidden-layers is given alone.
     """
@@ -280,6 +278,5 @@ def in_new_spelling(flags: list[str], hidden_sizes: tuple[int, ...]) -> tuple[li
         require(fits, "--hidden-layers", depth, f"must be 1 to {LARGEST_DEPTH:,}")
         given = " ".join(f"{flag} {value}" for flag, value in sizes.items())
         changes[given] = " ".join(["--hidden-sizes", *int(depth) * [width]])
-    respelled = [word for new in changes.values() for word in new.split()]
-    instead = {old: new or "--vectorization native or sync" for old, new in changes.items() if old != new}
-    return kept + respelled, [f"note: {old} is now {new}" for old, new in instead.items()]
+    kept += [word for new in changes.values() for word in new.split()]
+    return kept, {old: new for old, new in changes.items() if old != new}

@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, Literal, TypeVar
@@ -12,7 +11,7 @@ import torch
 
 from rl.compile import Execution, compiling_pays
 from rl.compilers import compiler_missing
-from rl.dist.launch import local_rank, local_world_size, on_first_machine, rank, world_size
+from rl.dist.launch import local_rank, local_world_size, on_first_machine, world_size
 from rl.envs.check import check_env
 from rl.envs.make import EnvConfig, make_envs
 from rl.envs.spaces import BoxActions, Spaces
@@ -26,6 +25,7 @@ from rl.learners.ppo import PPOConfig
 from rl.learners.reinforce import ReinforceConfig
 from rl.models.agent import Network
 from rl.models.float8 import check_float8
+from rl.reporting import note
 
 # The largest whole number that a flag takes; for flags that are not here, the largest that float64 counts to.
 LARGEST = {"num_envs": 2**20, "eval_episodes": 100_000}
@@ -138,9 +138,8 @@ class Config(Generic[LearnerType]):
         """How tensor code runs on a device: a player on the CPU compiles where its trainers capture CUDA graphs."""
         if self.runs_eagerly(device):
             return Execution("eager", device)
-        missing = compiler_missing(device)
-        if missing and rank() == 0:
-            print(f"note: {missing} is missing, so nothing is compiled and the run takes longer", file=sys.stderr)
+        if missing := compiler_missing(device):
+            note(f"{missing} is missing, so nothing is compiled and the run takes longer")
         if device.type == "cuda" and self.execution != "compile":
             return Execution("cudagraphs", device)
         return Execution("eager" if missing else "compile", device)

@@ -1,5 +1,6 @@
 """What the collector keeps: true successors, behaviour probabilities, and a stream that rollouts only cut."""
 
+import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,9 @@ def collector(
 
 def assert_equal(ours: Rollout, theirs: Rollout) -> None:
     for name, field, other in zip(Rollout._fields, ours, theirs, strict=True):
-        assert torch.equal(field, other), name
+        # The values of final observations come from a pass over as many rows as episodes ended, which may round.
+        exact = torch.equal if name != "next_value" else functools.partial(torch.allclose, atol=1e-6)
+        assert exact(field, other), name
 
 
 def test_a_rollout_is_the_stream_of_steps_wherever_it_is_cut() -> None:

@@ -51,7 +51,7 @@ class PPOConfig(LearnerConfig):
     """Proximal policy optimization."""
 
     num_minibatches: int = 4
-    """Minibatches of an epoch, of almost equal size, unless --per-rank-batch-size gives their size."""
+    """Minibatches of an epoch, of almost equal size, at most one for each row; --per-rank-batch-size overrides it."""
     per_rank_batch_size: int | None = None
     """Rows of a rank in a minibatch, at most."""
     update_epochs: int = 4
@@ -86,18 +86,11 @@ class PPOConfig(LearnerConfig):
 
     def check(self, rows_per_rank: int) -> None:
         super().check(rows_per_rank)
-        for flag, number in (
-            ("--per-rank-batch-size", self.per_rank_batch_size),
-            ("--num-minibatches", self.num_minibatches),
-        ):
-            require(number is None or number >= 1, flag, number, "must be at least 1")
-            require(
-                number is None or number <= rows_per_rank,
-                flag,
-                number,
-                f"larger than the {rows_per_rank} rows (--num-envs × --num-steps) that a rank learns from;"
-                " must be at most that",
-            )
+        require(self.num_minibatches >= 1, "--num-minibatches", self.num_minibatches, "must be at least 1")
+        if (size := self.per_rank_batch_size) is not None:
+            require(size >= 1, "--per-rank-batch-size", size, "must be at least 1")
+            right = f"larger than the {rows_per_rank} rows (--num-envs × --num-steps) that a rank learns from"
+            require(size <= rows_per_rank, "--per-rank-batch-size", size, f"{right}; must be at most that")
         require(self.update_epochs >= 1, "--update-epochs", self.update_epochs, "must be at least 1")
         require(0 <= self.gae_lambda <= 1, "--gae-lambda", self.gae_lambda, "must lie between 0 and 1")
         for flag, value in (("--ent-coef", self.ent_coef), ("--vf-coef", self.vf_coef)):
