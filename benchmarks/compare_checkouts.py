@@ -143,37 +143,40 @@ def main(arguments: Arguments) -> int:
         sys.exit(f"error: --only {' '.join(only)}: must be among {', '.join(CASES)}")
     print("| case | parameters | largest difference | result | old, s | new, s |")
     print("|---|---|---|---|---|---|")
-    agree = 0
+    errors = []
+    num_agreeing = 0
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for agrees, row in pool.map(functools.partial(compare, arguments), cases):
-            agree += agrees
+        for agrees, row, error in pool.map(functools.partial(compare, arguments), cases):
+            num_agreeing += agrees
+            errors += [error] if error else []
             print(row, flush=True)
-    print(f"\n{agree} of {len(cases)} cases agree")
-    return int(agree < len(cases))
+    print(f"\n{num_agreeing} of {len(cases)} cases agree", *errors, sep="\n\n")
+    return int(num_agreeing < len(cases))
 
 
-def compare(arguments: Arguments, name: str) -> tuple[bool, str]:
-    """Whether both checkouts end with the same parameters, and the row that says so."""
+def compare(arguments: Arguments, name: str) -> tuple[bool, str, str]:
+    """Whether both checkouts end with the same parameters, the row that says so, and why a run failed."""
     training = CASES[name]
     seed = "" if arguments.new_seed is None else f" --seed {arguments.new_seed}"
     try:
         # One after the other: the second finds in the compiler's cache what is the same.
         old = train(arguments.old, training)
         new = train(arguments.new, training._replace(flags=training.flags + seed))
-    except subprocess.SubprocessError as error:
-        return False, f"| {name} | | | FAILED | | |\n{error}\n{getattr(error, 'stderr', '')}"
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        return False, f"| {name} | | | FAILED | | |", f"{name}: {error}\n{error.stderr}"
     equal, largest = difference(old.parameters, new.parameters)
     result = "equal" if equal else "close" if largest <= arguments.tolerance > 0 else "DIFFERENT"
     count = sum(parameter.numel() for parameter in new.parameters.values())
     row = f"| {name} | {count:,} | {largest:.3g} | {result} | {old.seconds:.1f} | {new.seconds:.1f} |"
-    return result != "DIFFERENT", row
+    return result != "DIFFERENT", row, ""
 
 
 def train(checkout: Path, training: Case) -> Trained:
     """Trains in a checkout.
 
     Raises:
-        SubprocessError: The program failed, or takes too long.
+        CalledProcessError: The program failed.
+        TimeoutExpired: It took longer than `TIMEOUT_SECONDS`.
     """
     checkout = checkout.resolve()
     flags = training.flags
