@@ -11,6 +11,7 @@ the first call, and without the guards by which `torch.compile` usually notices 
 """
 
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar, cast
@@ -92,6 +93,9 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
     }
     if "CXX" in os.environ:
         options["cpp.cxx"] = (None, cxx())
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT" and platform.machine() == "x86_64":
+        # Without AVX2 Inductor still writes vectors, for which it then includes no header.
+        options["cpp.simdlen"] = 0
     return torch.compile(unique, fullgraph=True, dynamic=False, options=options)
 
 

@@ -46,7 +46,7 @@ def test_compiled_rollouts_and_estimates_are_those_of_eager_ones(env_id: str, ve
     )
     for rollout, eager in zip(rollouts, eager_rollouts, strict=True):
         for name, field, expected in zip(Rollout._fields, rollout, eager, strict=True):
-            if env_id == "CustomEnv-v0" and name not in ("log_prob", "value"):
+            if env_id == "CustomEnv-v0" and name not in ("log_prob", "value", "next_value"):
                 assert torch.equal(field, expected), name
             # Pendulum doubles an error of rounding every few steps.
             assert torch.allclose(field.float(), expected.float(), atol=1e-2 if env_id == "Pendulum-v1" else 1e-4), name
