@@ -1,4 +1,4 @@
-"""The flags: which there are, what they mean, and what the wrong ones are answered."""
+"""The flags: their names, their meaning, and the messages for wrong values."""
 
 import io
 import math

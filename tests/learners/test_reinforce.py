@@ -1,4 +1,4 @@
-"""REINFORCE: its gradient against the analytic one, its returns, and that it learns from whole episodes only."""
+"""REINFORCE: its gradient against the analytic one, its returns, and its whole episodes."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from rl.rollout import Rollout, make_collector
 
 
 class Bandit(nn.Module):
-    """An agent that sees nothing."""
+    """An agent that ignores its observation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Bandit(nn.Module):
 
 
 def pulled(action: Tensor, reward: Tensor) -> Rollout:
-    """Episodes of one step each."""
+    """Episodes of one step each, with these arms."""
     zeros, ones = torch.zeros_like(reward), torch.ones_like(reward)
     ended = ones.bool()
     obs = zeros[..., None]
