@@ -63,7 +63,7 @@ def test_two_ranks_collect_what_one_rank_with_all_their_environments_does(env_id
     assert whole.truncated.any() or whole.terminated.any()
 
 
-def test_behaviour_is_recorded_with_the_policy_that_acted() -> None:
+def test_behavior_is_recorded_with_the_policy_that_acted() -> None:
     collecting = collector("CartPole-v1", 4)
     rollout = collecting.collect(50)
     distribution, value = collecting.policy(rollout.obs)

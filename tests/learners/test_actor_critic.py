@@ -43,7 +43,7 @@ def gradients(learner: ActorCritic, agent: Table, batch: Transitions) -> tuple[T
 
 def test_old_actions_give_the_gradient_of_the_present_policy() -> None:
     # All actions of a state, each in proportion to its probability under the policy that acted.
-    agent, behaviour = Table(), torch.tensor([0.8, 0.2])
+    agent, behavior = Table(), torch.tensor([0.8, 0.2])
     reward, after = torch.tensor([1.0, 3.0]), [1, 2]
     learner = ActorCriticConfig(
         gamma=0.9, rho_clip=100.0, vf_coef=1.0, ent_coef=0.0, normalize_values=False, normalize_advantages=False
@@ -52,9 +52,9 @@ def test_old_actions_give_the_gradient_of_the_present_policy() -> None:
         obs=[0, 0],
         next_obs=after,
         action=[0, 1],
-        log_prob=behaviour.log().tolist(),
+        log_prob=behavior.log().tolist(),
         reward=reward.tolist(),
-        weight=(2 * behaviour).tolist(),  # the loss is a mean
+        weight=(2 * behavior).tolist(),  # the loss is a mean
     )
     actor, critic = gradients(learner, agent, batch)
     with torch.no_grad():

@@ -203,13 +203,13 @@ def test_no_reset_row_enters_the_loss() -> None:
     assert torch.allclose(gradient(learner, moving, clean), alone, rtol=1e-4, atol=1e-6)
 
 
-def test_advantages_are_normalised_over_the_rows_that_count() -> None:
+def test_advantages_are_normalized_over_the_rows_that_count() -> None:
     agent = agent_for()
     rollout = collect(agent, vectorization="auto")
-    raw, normalised = (prepare(PPOConfig(normalize_advantages=flag).build(), agent, rollout) for flag in (False, True))
+    raw, normalized = (prepare(PPOConfig(normalize_advantages=flag).build(), agent, rollout) for flag in (False, True))
     kept = raw.advantage[raw.weight > 0]
     expected = (raw.advantage - kept.mean()) / kept.std()
-    assert torch.allclose(normalised.advantage, expected, atol=1e-5)
+    assert torch.allclose(normalized.advantage, expected, atol=1e-5)
     assert raw.weight.mean().item() == pytest.approx(1, rel=1e-5)
 
 
