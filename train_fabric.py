@@ -1,8 +1,8 @@
-"""Every rank plays and learns; Lightning Fabric launches, places and synchronizes: `fabric run train_fabric.py`."""
+"""Every rank collects and learns; Fabric launches ranks and synchronizes gradients: `fabric run train_fabric.py`."""
 
 import signal
 
-if __name__ == "__main__":  # without a traceback, until there is something to say
+if __name__ == "__main__":  # Ctrl-C during the imports below prints no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import os
@@ -23,7 +23,7 @@ from rl.learners.learner import Metrics, gradient_metrics
 from rl.run.folder import RunFolder, join_ranks
 from rl.session import Session
 
-PROGRAM = "fabric_logs"  # the folder of its runs
+PROGRAM = "fabric_logs"  # the folder of its runs, below --log-dir
 
 
 def main(config: Config[Any]) -> None:
@@ -36,7 +36,7 @@ def main(config: Config[Any]) -> None:
         gradient_step: Callable[[Any], Metrics]
         if session.execution.mode == "eager":
             gradient_step = eager_step(session, fabric, fabric.setup_module(agent))
-        else:  # long runs on a CPU, and GPUs: the same arithmetic compiled or captured, most of whose time was overhead
+        else:  # GPUs, and long runs on a CPU: the same arithmetic compiled, since most of an eager step is overhead
             gradient_step = session.compiled_step()
 
         run, learner = session.start(logger), session.learner
@@ -55,14 +55,14 @@ def main(config: Config[Any]) -> None:
 
 
 def eager_step(session: Session, fabric: Fabric, module: nn.Module) -> Callable[[Any], Metrics]:
-    """The gradient step of short runs on a CPU; `module` is the agent as Fabric and DDP have wrapped it."""
+    """The gradient step of short runs on a CPU; `module` is the agent as wrapped by Fabric and DDP."""
     learner, weights = session.learner, session.weights
     optimizer = cast(Adam, fabric.setup_optimizers(cast(Adam, session.optimizer)))
     max_norm = learner.config.max_grad_norm
 
     def gradient_step(minibatch: Any) -> Metrics:
         loss, metrics = learner.loss(module, minibatch)
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad(set_to_none=False)  # gradients are views of one vector
         fabric.backward(loss)
         # A gradient that is not finite is no error here: under fp16 it tells the loss scaler to skip the step.
         norm = fabric.clip_gradients(module, optimizer, max_norm=max_norm, error_if_nonfinite=False)
@@ -74,26 +74,26 @@ def eager_step(session: Session, fabric: Fabric, module: nn.Module) -> Callable[
 
 
 def make_logger(folder: RunFolder) -> TensorBoardLogger:
-    """Writes into the run's folder; what a resumed run does again is hidden."""
+    """TensorBoard in the run's folder; points of updates that a resumed run repeats are hidden."""
     return TensorBoardLogger(folder.path, name="", version="", default_hp_metric=False, purge_step=folder.purge_step)
 
 
 def precision_flag(config: Config[Any]) -> Any:
-    """What to tell Fabric, which takes --precision of `fabric run` from the environment."""
+    """The precision to construct Fabric with; None where it reads the option of `fabric run` from the environment."""
     return None if "LT_PRECISION" in os.environ else config.precision
 
 
 def precision_of(fabric: Fabric) -> tuple[str, Any]:
-    """The precision that runs (on a CPU Fabric makes 16-mixed bf16-mixed), and its loss scaler, if it has one."""
+    """The precision that Fabric chose (on a CPU bf16-mixed in place of 16-mixed), and its loss scaler, if any."""
     precision = fabric.strategy.precision
     return precision.precision, getattr(precision, "scaler", None)
 
 
 def told_to_fabric() -> dict[str, Any]:
-    """The flags that `fabric run` has taken as its own options and left in the environment, by their field in `Config`.
+    """The options of `fabric run`, which it leaves in the environment, as flags by their field in `Config`.
 
     Raises:
-        UserError: There is no such precision, or it was told another strategy than DDP.
+        UserError: The precision is unknown, or the strategy is not DDP.
     """
     strategy = os.environ.get("LT_STRATEGY", "auto")
     require(strategy.startswith(("auto", "ddp")), "--strategy", strategy, "gradients are averaged by ddp here")

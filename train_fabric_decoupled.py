@@ -1,8 +1,8 @@
-"""Rank 0 plays, the others learn: `fabric run --devices=3 train_fabric_decoupled.py`."""
+"""Rank 0 collects, the other ranks learn: `fabric run --devices=3 train_fabric_decoupled.py`."""
 
 import signal
 
-if __name__ == "__main__":  # without a traceback, until there is something to say
+if __name__ == "__main__":  # Ctrl-C during the imports below prints no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import os
@@ -39,12 +39,12 @@ TRAINER_METRICS = (
     "Time/learn_seconds",
     *ASKED,
 )
-PROGRAM = "fabric_decoupled_logs"  # the folder of its runs
+PROGRAM = "fabric_decoupled_logs"  # the folder of its runs, below --log-dir
 
 
 def main(config: DecoupledConfig) -> None:
     """One training run."""
-    # What the ranks do differs, so each has a Fabric of its own, on one device.
+    # Ranks do different things, so each has its own Fabric, on one device.
     for name in ("LT_STRATEGY", "LT_ACCELERATOR"):
         os.environ.pop(name, None)
     os.environ |= {"LT_DEVICES": "1", "LT_NUM_NODES": "1"}
@@ -53,17 +53,15 @@ def main(config: DecoupledConfig) -> None:
 
 def player(config: DecoupledConfig) -> None:
     """Collects rollouts for the trainers, with the weights that they send back."""
-    # A GPU that no trainer has, where there is one.
+    # A GPU that no trainer uses, if there is one.
     gpu = min(local_world_size() - 1, torch.cuda.device_count() - 1)
     with Session(config, PROGRAM, torch.device("cuda", gpu) if config.player_on_gpu else CPU) as session:
         join_ranks(config, "gloo", session.folder)
         group_trainers(config)
         session.make_agent(ALONE, *precision_of(fabric_on(session.device, config)), learns=False)
         exchange = make_exchange(config, session)
-        run, learner = (
-            session.start(make_logger(session.folder), policy=session.agent, exchange=exchange),
-            session.learner,
-        )
+        run = session.start(make_logger(session.folder), policy=session.agent, exchange=exchange)
+        learner = session.learner
 
         def take_weights() -> None:
             with run.timed("player_wait"):
@@ -124,12 +122,12 @@ def trainer(config: DecoupledConfig) -> None:
 def fabric_on(device: torch.device, config: DecoupledConfig) -> Fabric:
     """A Fabric for this rank alone."""
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # what is captured is captured on the current one
+        torch.cuda.set_device(device)  # CUDA graphs are recorded on the current device
     return Fabric(accelerator=device.type, strategy=SingleDeviceStrategy(device), precision=precision_flag(config))
 
 
 def group_trainers(config: DecoupledConfig) -> dist.ProcessGroup:
-    """The process group of the trainers, which all ranks make together."""
+    """The process group of the trainers, which all ranks must create together."""
     timeout = timedelta(seconds=config.rank_timeout)
     backend = "nccl" if config.cuda else "gloo"
     group = dist.new_group(list(range(1, world_size())), backend=backend, timeout=timeout)
@@ -137,7 +135,7 @@ def group_trainers(config: DecoupledConfig) -> dist.ProcessGroup:
 
 
 def make_exchange(config: DecoupledConfig, session: Session) -> Exchange:
-    """This rank's end of the exchange; one row from a single environment gives both ends its dtypes and shapes."""
+    """This rank's end of the exchange; both ends take dtypes and shapes from a row of a single environment."""
     agent, learner = session.agent, session.learner
     with torch.no_grad():
         rollout = make_collector(one_env(config).to(session.device), agent, seed=config.seed, first_env=0).collect(1)
@@ -161,9 +159,9 @@ def make_exchange(config: DecoupledConfig, session: Session) -> Exchange:
 
 
 def told_to_each_fabric() -> dict[str, Any]:
-    """What `fabric run` was told, as flags; the device is for --cuda to say, since the ranks' differ."""
+    """The options of `fabric run` as flags, without the device: it differs between ranks, and --cuda sets it."""
     accelerator = os.environ.get("LT_ACCELERATOR", "auto")
-    require(accelerator in ("auto", "cpu"), "--accelerator", accelerator, "say --cuda after the program instead")
+    require(accelerator in ("auto", "cpu"), "--accelerator", accelerator, "use --cuda after the program instead")
     told = told_to_fabric()
     told.pop("cuda", None)
     return told

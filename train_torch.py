@@ -2,7 +2,7 @@
 
 import signal
 
-if __name__ == "__main__":  # without a traceback, until there is something to say
+if __name__ == "__main__":  # Ctrl-C during the imports below prints no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from rl.run.folder import join_ranks
 from rl.run.logger import TensorBoardWriter
 from rl.session import Session
 
-PROGRAM = "torch_logs"  # the folder of its runs
+PROGRAM = "torch_logs"  # the folder of its runs, below --log-dir
 
 
 def main(config: Config[Any]) -> None:
@@ -39,7 +39,7 @@ def main(config: Config[Any]) -> None:
         gradient_step: Callable[[Any], Metrics]
         if session.execution.mode == "eager":
             gradient_step = eager_step(session, DistributedDataParallel(agent) if ranks.size > 1 else agent, scaler)
-        else:  # long runs on a CPU, and GPUs: the same arithmetic compiled or captured, most of whose time was overhead
+        else:  # GPUs, and long runs on a CPU: the same arithmetic compiled, since most of an eager step is overhead
             gradient_step = session.compiled_step()
 
         run = session.start(TensorBoardWriter(session.folder.path, session.folder.purge_step))
@@ -69,7 +69,7 @@ def eager_step(session: Session, module: nn.Module, scaler: torch.amp.GradScaler
 
     def gradient_step(minibatch: Any) -> Metrics:
         loss, metrics = learner.loss(forward, minibatch)
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad(set_to_none=False)  # gradients are views of one vector
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimizer)
         norm = clip_grad_norm_([weights.vector], max_norm)

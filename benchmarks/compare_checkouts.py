@@ -28,7 +28,7 @@ from torch import Tensor
 
 
 class Case(NamedTuple):
-    """A training: a program, how many ranks, and flags of the program and of its launcher."""
+    """A training: a program, its number of ranks, and the flags of the program and its launcher."""
 
     program: str
     ranks: int

@@ -1,4 +1,4 @@
-"""What the checks cost: times updates with and without them, alternating within one run.
+"""Measures what the checks cost: times updates with and without them, alternating within one run.
 
 python benchmarks/overhead.py --rounds 5
 """

@@ -1,4 +1,4 @@
-"""How much faster --overlap is when collecting takes as long as learning (at most 2 times).
+"""Measures how much faster --overlap is when collecting takes as long as learning (at most twice as fast).
 
 python benchmarks/overlap.py
 """

@@ -1,4 +1,4 @@
-"""Sends samples from a player to its trainers, in a buffer allocated once, and weights and metrics back.
+"""Sends samples from the player to the trainers, in a buffer allocated once, and weights and metrics back.
 
 Each update, the player scatters (or broadcasts) the samples of its rollout, and in front of them its order for the end
 of the update: whether to write a checkpoint, to stop, or to end the run. The first trainer answers with its weights.
@@ -27,7 +27,7 @@ class Order(NamedTuple):
     """What the player decides for all ranks at the end of an update."""
 
     save: int  # 1: give the player this rank's part of a checkpoint
-    stop: int  # the number of a signal that asked for it, or 0: likewise, and leave
+    stop: int  # the signal that asked to stop, or 0: give that part of a checkpoint, then leave
     last: int  # 1: this update is the last of the run
     done: float  # the fraction of the run that was done before this update
 
@@ -75,11 +75,11 @@ class Exchange:
         self.shared = shared
         rows_each, row_bytes = math.ceil(num_rows / num_trainers), pack(like).shape[1]
         self.num_bytes = rows_each * row_bytes * num_trainers * (num_trainers if shared else 1)
-        # In a scatter the player has a part 0 of its own, which nobody reads.
+        # A scatter has a part for the player too, which nobody reads.
         num_parts = num_trainers if shared else num_trainers + 1 if dist.get_rank() == PLAYER else 1
         # In front of each part stands the player's order.
         self.buffer = torch.zeros(num_parts, 1 + rows_each, row_bytes, dtype=torch.uint8, pin_memory=pinned)
-        # On the player: where the trainers' weights go, and whether they are still to come or to be applied.
+        # On the player: the agent that gets the trainers' weights, and whether weights are to be received or applied.
         self.policy = policy
         self.outstanding = False
         self.received: tuple[Tensor, Tensor] | None = None

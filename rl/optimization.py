@@ -1,9 +1,9 @@
-"""Adam on the vector of all weights, and the gradient step of compiled and captured runs.
+"""Adam on the vector of all weights, and the gradient step of compiled runs.
 
-An eager gradient step of a small network is mostly overhead: some hundred small operations of autograd, DDP's hooks and
-the optimizer, each of which costs Python more time than the arithmetic takes. All parameters are therefore views of one
-vector (`rl.models.agent.Weights`), so that clipping, Adam and the all-reduce are one operation each, and
-`GradientStep` makes everything between two collectives one function of tensors, which is compiled or captured.
+An eager gradient step of a small network is mostly overhead: it is a few hundred small operations of autograd, DDP and
+the optimizer, and launching one from Python takes longer than its arithmetic. All parameters are therefore views of one
+vector (`rl.models.agent.Weights`), so that clipping, Adam and the all-reduce are one operation each. `GradientStep`
+turns everything between two collectives into one function of tensors, which `Execution` compiles or records.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ from rl.models.distributions import Distribution
 
 BETAS = (0.9, 0.999)
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by Lightning's names
-CACHE_BYTES = 2**19  # of a hidden layer's outputs: half of a core's second-level cache (docs/log.md)
+CACHE_BYTES = 2**19  # of a hidden layer's outputs, for a part: half of a core's L2 cache (docs/log.md)
 
 
 def make_adam(weights: Weights, learning_rate: float, *, eps: float = 1e-5, fused: bool) -> Adam:
-    """Adam (Kingma & Ba 2015) on the vector of all weights; the learning rate is a tensor, to be changed in place."""
+    """Adam (Kingma & Ba 2015) on the vector of all weights; the learning rate is a tensor to be changed in place."""
     vector = weights.vector
     on_gpu = vector.device.type == "cuda"
     rate = torch.tensor(learning_rate, device=vector.device)
     kind = Adam if vector.dtype == torch.float32 else RoundingAdam
     optimizer = kind([vector], lr=rate, betas=BETAS, eps=eps, fused=fused, capturable=on_gpu)
-    # Adam makes these at its first step; a compiled or captured step needs them before.
+    # Adam creates its state at the first step; a compiled step needs it before.
     optimizer.state[vector] = {
         "step": torch.zeros((), device=vector.device),
         "exp_avg": torch.zeros_like(vector, dtype=torch.float32),
@@ -47,13 +47,13 @@ def make_adam(weights: Weights, learning_rate: float, *, eps: float = 1e-5, fuse
 class RoundingAdam(Adam):
     """Adam whose moments are float32 and whose weights are bf16, rounded after each step.
 
-    A step changes the second moment by a thousandth, which the 8 bits of a bf16 number cannot hold. A step of less than
-    half of a weight's last bit is lost all the same.
+    A step changes the second moment by about a thousandth of its value, which the 8 significant bits of bf16 cannot
+    represent. Steps smaller than half of a weight's last bit are still lost.
     """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step; `Adam.step` wants moments in the weights' precision."""
+        """One step; `Adam.step` requires moments of the same dtype as the weights."""
         adam_step(self)
 
 
@@ -61,7 +61,7 @@ def adam_step(optimizer: Adam) -> None:
     """`Adam.step` does the same, behind hooks that no compiler sees through."""
     (group,) = optimizer.param_groups
     (vector,) = group["params"]
-    state, exact = optimizer.state[vector], vector.detach().float()  # the vector itself, if it is float32
+    state, exact = optimizer.state[vector], vector.detach().float()  # a copy only where it is bf16
     adam(
         [exact],
         [vector.grad.float()],
@@ -84,11 +84,11 @@ def adam_step(optimizer: Adam) -> None:
 
 
 class GradientStep:
-    """The programs' gradient step as one or two compiled or captured functions, with one all-reduce between the two.
+    """The programs' gradient step as one compiled or recorded function, or as two with an all-reduce between them.
 
-    On the CPU a large minibatch is cut into parts whose activations fit into the cache, and the parts' gradients are
-    added up: what a loss computes over its minibatch (the standard deviation of the actor-critic's advantages, the
-    scales of float8) is then that of a part.
+    On the CPU a large minibatch is split into parts whose activations fit in the cache, and the gradients of the parts
+    are added up. What a loss computes over its minibatch (the standard deviation of the actor-critic's advantages, the
+    scales of float8) is then computed over a part.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class GradientStep:
         autocast: torch.dtype | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        """`autocast` is the dtype of matrix products; with fp16 goes a `scaler` of the loss."""
+        """`autocast` is the dtype of matrix products; fp16 needs a loss `scaler`."""
         self.learner = learner
         self.policy = policy
         self.weights = weights
@@ -114,12 +114,12 @@ class GradientStep:
         adam_state = optimizer.state[weights.vector]
         state = [weights.vector, weights.gradient, *adam_state.values()]
         self.add_gradient = execution.step(self._add_gradient, state=[weights.gradient])
-        # The loss scaler decides on the host whether to step, and is not compiled.
+        # The loss scaler decides on the host whether to step, so it is not compiled.
         self.apply = self._apply_scaled if self.scaler else execution.step(self._apply, state=state)
         self.whole = execution.step(self._whole, state=state)
 
     def __call__(self, minibatch: Any) -> Metrics:
-        """Takes a step on a minibatch [b, ...]; returns what to log of it."""
+        """Takes a step on a minibatch [b, ...]; returns its metrics."""
         num_parts = self._num_parts(minibatch)
         if num_parts == 1 and self.ranks.size == 1 and self.scaler is None:
             return self.whole(minibatch)
@@ -140,6 +140,7 @@ class GradientStep:
         return math.ceil(len(minibatch.weight) / max(CACHE_BYTES // row_bytes, 256))
 
     def _add_gradient(self, rows: Any, scale: Tensor) -> Metrics:
+        # Autograd sees the vector as the only leaf, instead of each parameter, which is a view of it.
         vector = self.weights.vector.detach().requires_grad_()
         loss, metrics = self.learner.loss(functools.partial(self._agent, vector), rows)
         (gradient,) = torch.autograd.grad(loss * scale, vector)
@@ -163,7 +164,7 @@ class GradientStep:
         self.scaler.unscale_(self.optimizer)
         norm = clip_grad_norm_([self.weights.vector], self.learner.config.max_grad_norm)
         self.weights.keep_finite(norm)
-        self.scaler.step(self.optimizer)  # skips it where `unscale_` found NaN or infinity
+        self.scaler.step(self.optimizer)  # skips the step if `unscale_` found NaN or infinity
         self.scaler.update()
         return gradient_metrics(norm, self.ranks, scaled=True)
 

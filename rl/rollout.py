@@ -21,7 +21,7 @@ class Rollout(NamedTuple):
     """T steps of N environments; every field is [T, N, ...], or [N, ...] for a single step."""
 
     obs: Tensor  # [T, N, D] float32
-    next_obs: Tensor  # [T, N, D] float32, where the action led: an ended episode's last observation
+    next_obs: Tensor  # [T, N, D] float32, where the action led; the final observation of an episode that ended
     action: Tensor  # [T, N] int64 or [T, N, A] float32, as sampled, before any clipping to the environment's bounds
     log_prob: Tensor  # [T, N] float32, of the action under the policy that took it
     value: Tensor  # [T, N] float32, of obs
@@ -35,7 +35,7 @@ class Rollout(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What the policy does at observations [N, D]."""
+    """What the policy decides at observations [N, D]."""
 
     action: Tensor  # [N] int64 or [N, A] float32
     log_prob: Tensor  # [N] float32
@@ -50,12 +50,12 @@ def decide(policy: Policy, obs: Tensor, noise: Tensor) -> Decision:
 
 
 def row(obs: Tensor, decision: Decision, step: Step) -> Rollout:
-    """One step [N, ...] of a rollout, whose next value is still to come."""
+    """One step [N, ...] of a rollout; `next_value` is a placeholder until the rollout is complete."""
     return Rollout(**(step._asdict() | decision._asdict() | {"obs": obs, "next_value": decision.value}))
 
 
 class Collector:
-    """Plays N environments with a policy, each rollout on from where the last one ended."""
+    """Collects rollouts from N environments; each continues where the last one ended."""
 
     def __init__(self, envs: Envs, policy: Agent, *, seed: int, first_env: int, execution: Execution) -> None:
         """Starts an episode in every environment; `first_env` counts environments over all ranks."""
@@ -68,7 +68,7 @@ class Collector:
         self.decide = execution.step(functools.partial(decide, policy))
 
     def restart(self) -> None:
-        """Starts an episode in every environment, whatever became of the last."""
+        """Starts a new episode in every environment, also where the current one has not ended."""
         self.obs = self.envs.restart()
 
     def collect(self, num_steps: int) -> Rollout:
@@ -85,7 +85,7 @@ class Collector:
         return rollout._replace(next_value=self._next_value(rollout))
 
     def _next_value(self, rollout: Rollout) -> Tensor:
-        """The values [T, N] of `rollout.next_obs`: known from the step after, except where an episode or T ends."""
+        """The values [T, N] of `rollout.next_obs`: those of the next step, unless an episode or the rollout ends."""
         next_value = torch.cat([rollout.value[1:], self.policy(self.obs)[1][None]])
         ended = rollout.terminated | rollout.truncated
         if bool(ended.any()):
@@ -96,7 +96,7 @@ class Collector:
         return {"num_steps": int(self.num_steps), "envs": {"obs": self.obs.cpu(), **self.envs.state_dict()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the environments; says so where one does not show what it showed."""
+        """Restores the environments; prints a note if observations differ from the saved ones."""
         self.num_steps.fill_(state["num_steps"])
         saved = state["envs"]["obs"].to(self.envs.device)
         if saved.shape != self.obs.shape:
@@ -126,7 +126,7 @@ class TensorCollector:
         self.play = execution.loop(self._play)
 
     def restart(self) -> None:
-        """Starts an episode in every environment, whatever became of the last."""
+        """Starts a new episode in every environment, also where the current one has not ended."""
         self.envs.state = self.envs.start(self.num_steps)
 
     def collect(self, num_steps: int) -> Rollout:
@@ -137,11 +137,11 @@ class TensorCollector:
 
     def _play(self, first_step: Tensor, state: EnvState, num_steps: int) -> tuple[Tensor, EnvState, Rollout]:
         policy: Policy = self.policy
-        if torch.compiler.is_compiling():  # a compiled loop takes no weights that are views of one vector
+        if torch.compiler.is_compiling():  # a compiled loop accepts no weights that are views of one vector
             policy = functools.partial(call_with, self.policy, weight_vector(self.policy))
         noise = (self.noise.at(first_step, num_steps), *self.envs.draw(first_step, num_steps))
         after, rollout = tree.scan(functools.partial(self.play_step, policy), state, noise, Rollout)
-        _, next_value = policy(rollout.next_obs)  # of all steps: a compiled function keeps its shapes
+        _, next_value = policy(rollout.next_obs)  # at all steps: a compiled function must keep its shapes
         return first_step + num_steps, after, rollout._replace(next_value=next_value)
 
     def _play_step(

@@ -1,4 +1,4 @@
-"""Assembles what every program needs, in an order in which nothing is left behind if a later part fails."""
+"""Assembles what every program needs, and closes all of it whatever happens."""
 
 import contextlib
 from dataclasses import replace
@@ -74,28 +74,28 @@ class Session:
 
         `precision` is what runs, by Lightning's names; `scaler` is the loss scaler that fp16 needs.
         """
-        if self.device.type == ("cuda" if self.config.cuda else "cpu"):  # not that of a player apart from its trainers
+        if self.device.type == ("cuda" if self.config.cuda else "cpu"):  # not for a player apart from its trainers
             self.config = replace(self.config, precision=cast(Any, precision))
         config, self.ranks, self.dtype = self.config, ranks, AUTOCAST.get(precision)
-        # Unlike `fabric.autocast`, which in bf16-true makes all new tensors bf16: discounts and counts are float32.
+        # Not `fabric.autocast`: in bf16-true it makes all new tensors bf16, also discounts and counts.
         self.autocast = partial(torch.autocast, self.device.type, self.dtype, enabled=self.dtype is not None)
         torch.manual_seed(config.seed)
         agent = Agent(self.envs.spaces, config.network)
         self.agent = agent.to(self.device, torch.bfloat16 if precision == "bf16-true" else None)
         if config.fp8:
             to_float8(self.agent, self.device)
-        # On a rank that does not learn too: where weights lie in memory decides on the last bits of a product.
+        # Also on a rank that does not learn: where weights lie in memory affects the last bits of a product.
         self.weights = Weights(self.agent)
         if learns:
             self.scaler = scaler if scaler and scaler.is_enabled() else None
             rates = config.learner
-            # Fabric does not clip gradients that a fused Adam would unscale.
+            # Fabric refuses to clip gradients that a fused Adam unscales itself.
             fused = self.scaler is None
             self.optimizer = make_adam(self.weights, rates.learning_rate, eps=rates.adam_eps, fused=fused)
         return self.agent
 
     def start(self, logger: Logger | None, **own: Stateful) -> Run:
-        """The run, restored from its checkpoint if it is resumed; `own` is further state of this rank."""
+        """The run, restored from its checkpoint if it is resumed; `own` is additional state of this rank."""
         config, ranks = self.config, self.ranks
         state = self.state = State(own=own)
         if self.plays:
@@ -119,7 +119,7 @@ class Session:
         return self.closing.enter_context(run)
 
     def compiled_step(self) -> GradientStep:
-        """The gradient step of a compiled or captured run: the same arithmetic, with one all-reduce and no DDP."""
+        """The gradient step of a compiled run: the same arithmetic, with one all-reduce in place of DDP."""
         adam = cast(torch.optim.Adam, self.optimizer)
         return GradientStep(
             self.learner, self.agent, self.weights, adam, self.ranks, self.execution, self.dtype, self.scaler

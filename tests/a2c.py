@@ -1,4 +1,4 @@
-"""A learner of one's own: A2C (Mnih et al. 2016), one gradient step for each rollout. `python -m tests.a2c a2c`."""
+"""A learner outside the package: A2C (Mnih et al. 2016), one gradient step a rollout. `python -m tests.a2c a2c`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

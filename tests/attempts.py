@@ -1,4 +1,4 @@
-"""Programs that tests/chaos.py starts and harms, and all their processes."""
+"""The programs that tests/chaos.py starts and harms, with all their processes."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ ORPHANED_SECONDS = 10
 
 @dataclass(frozen=True)
 class Program:
-    """A program, how it is started, and what it trains."""
+    """A program, its launcher, and what it trains."""
 
     name: str
     ranks: int
@@ -33,7 +33,7 @@ class Program:
     restarts: int = 0
 
     def command(self, script: Path) -> list[str]:
-        """The command line, with the program itself or what stands for it."""
+        """The command line; another script may take the place of the program."""
         flags = [str(script), *self.learner.split(), *FLAGS.split(), *self.flags.split()]
         if self.ranks == 1:
             return [sys.executable, *flags]
@@ -46,7 +46,7 @@ class Attempt:
     """One start of a program, and all its processes."""
 
     def __init__(self, program: Program, folder: Path, *, dies_in_save: int = 0) -> None:
-        """Starts it; with `dies_in_save`, rank 0 is killed in the middle of writing that checkpoint."""
+        """Starts the program; with `dies_in_save`, rank 0 is killed while it writes that checkpoint."""
         self.folder = folder
         self.mark = uuid.uuid4().hex
         self.alone = program.ranks == 1
@@ -70,11 +70,11 @@ class Attempt:
             )
 
     def processes(self) -> list[psutil.Process]:
-        """Those that live."""
+        """All processes that are alive."""
         return [process for process in marked(self.mark) if process.status() != psutil.STATUS_ZOMBIE]
 
     def ranks(self) -> list[psutil.Process]:
-        """Those of the program itself."""
+        """The processes of ranks, without those of environments and the launcher."""
         return [process for process in self.processes() if self._is_rank(process)]
 
     def _is_rank(self, process: psutil.Process) -> bool:
@@ -83,11 +83,11 @@ class Attempt:
         except psutil.Error:
             return False
         launches = any(part.endswith(("torchrun", "fabric")) for part in command[:3])
-        # A rank on its own has no launcher, and what it starts are its environments.
+        # A rank on its own has no launcher, and its child processes are environments.
         return not launches and parent == (os.getpid() if self.alone else self.launcher.pid)
 
     def wait_until_training(self) -> bool:
-        """Whether the run has come to its updates, before it ended."""
+        """Whether the run has reached its updates before it ended."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline and self.launcher.poll() is None:
             if self.last_step() is not None:
@@ -96,25 +96,25 @@ class Attempt:
         return False
 
     def last_step(self) -> int | None:
-        """The last step of which the run spoke."""
+        """The last step that the run printed."""
         return next(reversed(self.steps()), None)
 
     def steps(self) -> list[int]:
-        """All steps of which the run spoke."""
+        """All steps that the run printed."""
         spoken = [line for line in self.output.read_text().splitlines() if " episodes, " in line and " of " in line]
         return [int(line.split("episodes, ")[1].split(" of ")[0].replace(",", "")) for line in spoken]
 
     def left_over(self) -> list[psutil.Process]:
-        """The processes that are still there some seconds after their launcher has gone."""
+        """The processes that still exist some seconds after their launcher has ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.launcher.wait(2 * PATIENCE_SECONDS)  # it may start its ranks again
+            self.launcher.wait(2 * PATIENCE_SECONDS)  # it may restart its ranks
         deadline = time.monotonic() + ORPHANED_SECONDS
         while self.processes() and time.monotonic() < deadline:
             time.sleep(0.1)
         return self.processes()
 
     def end(self) -> None:
-        """Leaves nothing of it."""
+        """Kills what is left of it."""
         for process in self.processes():
             process.kill()
         self.launcher.wait()

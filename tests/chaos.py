@@ -1,9 +1,9 @@
-"""Kills real runs of the three programs at random moments, resumes them, and compares what they end with.
+"""Kills real runs of the three programs at random moments, resumes them, and compares their final states.
 
     python -m tests.chaos --faults 100 --seed 1
 
-Every run is first left alone; then it is started again, and again, under faults, until it is complete. What it then
-ends with must be that of the run left alone, to the bit. Some go on for longer after that, and are killed once more.
+Every run first runs undisturbed. It is then started again and again under faults, until it is complete; its final state
+must equal that of the undisturbed run to the bit. Some runs are then extended, and killed once more.
 """
 
 import argparse
@@ -50,7 +50,7 @@ PROGRAMS = (
 
 @dataclass
 class Report:
-    """What happened."""
+    """The counts and failures of all faults."""
 
     faults: Counter[str] = field(default_factory=Counter)
     resumes: int = 0
@@ -63,13 +63,13 @@ class Report:
     different: list[str] = field(default_factory=list)
 
     def good(self) -> bool:
-        """Whether every promise was kept."""
+        """Whether every guarantee was kept."""
         broken = (self.failed_resumes, self.too_much_lost, self.orphans, self.unreadable, self.different)
         return self.faults.total() > 0 and self.complete_runs > 0 and not any(broken)
 
 
 def inject(fault: str, attempt: Attempt, generator: random.Random) -> bool:
-    """Does it, and says whether there was still somebody to do it to."""
+    """Injects the fault; returns whether there was still a process to harm."""
     ranks = attempt.ranks()
     if attempt.launcher.poll() is not None or not ranks:
         return False
@@ -80,7 +80,7 @@ def inject(fault: str, attempt: Attempt, generator: random.Random) -> bool:
     number = {"kill": signal.SIGKILL}.get(kind) or getattr(signal, kind)
     try:
         if fault == "SIGSTOP rank" and len(ranks) == 1:
-            # Nobody waits for a rank on its own, which only pauses.
+            # No other rank waits for a rank on its own: it only pauses.
             victim.send_signal(signal.SIGSTOP)
             time.sleep(0.5)
             victim.send_signal(signal.SIGCONT)
@@ -94,7 +94,7 @@ def inject(fault: str, attempt: Attempt, generator: random.Random) -> bool:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """All that a run has written, whole or not."""
+    """All checkpoints that a run has written, complete or not."""
     return [
         *folder.glob("logs/*/*/last.ckpt"),
         *sorted(folder.glob("logs/*/*/checkpoints/update_*.ckpt"), reverse=True),
@@ -108,7 +108,7 @@ def newest(folder: Path, report: Report) -> dict[str, Any] | None:
 
 
 def read(path: Path, report: Report) -> dict[str, Any] | None:
-    """The content of a checkpoint, or nothing if it has been replaced by newer ones."""
+    """The content of a checkpoint, or None if newer ones have replaced it."""
     try:
         return read_checkpoint(path)
     except CheckpointError as error:
@@ -119,13 +119,13 @@ def read(path: Path, report: Report) -> dict[str, Any] | None:
 
 
 def end_of(folder: Path) -> dict[str, Any]:
-    """All that a complete run ends with."""
+    """The final state of a complete run."""
     (path,) = folder.glob("logs/*/*/last.ckpt")
     return final_state(path.parent) | {"log": log_of(path.parent)}
 
 
 def left_alone(program: Program, folder: Path) -> tuple[dict[str, Any], float]:
-    """What a run without a fault ends with, and how long it trained."""
+    """The final state of a run without faults, and how long it trained."""
     attempt = Attempt(program, folder)
     attempt.wait_until_training()
     began_at = time.monotonic()
@@ -139,7 +139,7 @@ def left_alone(program: Program, folder: Path) -> tuple[dict[str, Any], float]:
 def harass(
     program: Program, folder: Path, faults: Sequence[str], seconds: float, generator: random.Random, report: Report
 ) -> None:
-    """Brings one run to its end under faults, at most these."""
+    """Brings one run to its end under at most these faults."""
     interval = int(program.flags.split("--checkpoint-every ")[1].split()[0])
     to_come = list(faults)
     for _ in range(len(faults) + 5):
@@ -171,7 +171,7 @@ def harass(
 
 
 def extend(program: Program, folder: Path, report: Report) -> None:
-    """Has a complete run go on for twice as long, and kills it once it has a checkpoint; it may not go back then."""
+    """Extends a complete run to twice its length, and kills it once it has a checkpoint; it must not lose updates."""
     total = 2 * int(program.flags.split("--total-timesteps ")[1].split()[0])
     longer = replace(program, flags=f"{program.flags} --total-timesteps {total}")
     end = newest(folder, report)
@@ -198,7 +198,7 @@ def extend(program: Program, folder: Path, report: Report) -> None:
 def endure(
     fault: str, program: Program, attempt: Attempt, seconds: float, generator: random.Random, report: Report
 ) -> None:
-    """Injects a fault at a random moment of the training; a launcher that restarts takes more of them."""
+    """Injects a fault at a random moment of the training; a launcher that restarts its ranks receives several."""
     for n in range(1 + (3 if program.restarts and "rank" in fault else 0)):
         if fault != "kill in save":
             time.sleep(generator.uniform(0, 0.6) * seconds if n == 0 else generator.uniform(4, 8))
@@ -209,7 +209,7 @@ def endure(
 def check_loss(
     program: Program, attempt: Attempt, content: dict[str, Any] | None, interval: int, report: Report
 ) -> None:
-    """Compares the last update of which a run spoke with the one that its checkpoint is of."""
+    """Compares the last update that a run printed with the one of its newest checkpoint."""
     spoken, kept = attempt.last_step(), content["run"] if content else {"step": 0, "update": 0}
     if spoken is None or kept["step"] >= spoken:
         report.lost_updates.append(0)
@@ -222,7 +222,7 @@ def check_loss(
 
 
 def main() -> None:
-    """Injects faults until there were enough, and reports."""
+    """Injects faults up to the number given, and reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
@@ -261,7 +261,7 @@ def main() -> None:
 
 
 def print_report(report: Report) -> None:
-    """The figures."""
+    """Prints the counts."""
     print(f"faults injected                    {report.faults.total()}: {dict(report.faults)}")
     print(f"resumes that worked                {report.resumes} of {report.resumes + len(report.failed_resumes)}")
     print(f"updates lost                       at most {max(report.lost_updates, default=0)}", end="")

@@ -1,4 +1,4 @@
-"""What every test is held to: it leaves nothing behind."""
+"""Fixtures for all tests: each starts in an empty folder and must leave nothing behind."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from rl.envs.failures import watched
 from rl.reporting import exit_file
 
 with watched(1, AssertionError):  # type: ignore[arg-type]
-    pass  # whose thread never ends either
+    pass  # its thread never ends either
 tqdm.tqdm.monitor_interval = 0  # torch's compiler uses tqdm, whose monitor is a thread that never ends
 ROOT = Path(__file__).parent.parent
 CACHES = {"__pycache__", ".mypy_cache", ".ruff_cache"}
@@ -27,8 +27,8 @@ CACHES = {"__pycache__", ".mypy_cache", ".ruff_cache"}
 def variables() -> dict[str, str]:
     # torch's compiler leaves notes to itself there.
     set_by_others = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"}
-    set_by_others |= {"TRITON_CACHE_DIR", "SDL_VIDEODRIVER"}  # settled for the whole process
-    set_by_others |= {"PYTORCH_NVML_BASED_CUDA_CHECK"}  # and Lightning there
+    set_by_others |= {"TRITON_CACHE_DIR", "SDL_VIDEODRIVER"}  # a setting of the whole process
+    set_by_others |= {"PYTORCH_NVML_BASED_CUDA_CHECK"}  # Lightning writes there too
     return {name: value for name, value in os.environ.items() if name not in set_by_others}
 
 

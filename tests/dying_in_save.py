@@ -1,4 +1,4 @@
-"""Stands for a program, and is killed in the middle of writing a checkpoint: tests/chaos.py says which."""
+"""Runs a program, and kills it while it writes the checkpoint that tests/chaos.py names."""
 
 import os
 import runpy
@@ -12,7 +12,7 @@ fsync = os.fsync
 
 
 def dying_fsync(file: Any) -> None:
-    """Writes half of it to the disk."""
+    """Writes half of the file to the disk."""
     global written
     number = file if isinstance(file, int) else file.fileno()
     if os.readlink(f"/proc/self/fd/{number}").endswith(".ckpt.tmp"):

@@ -1,4 +1,4 @@
-"""Runs what ends its process in a copy of this one."""
+"""Runs code that ends its process in a fork of this one."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ NOT_ENDED = 99
 
 
 def forked(body: Callable[[], None]) -> tuple[int, str]:
-    """The exit code and the standard error of a copy of this process that ends with `body`."""
+    """The exit code and the standard error of a forked process that runs `body`."""
     said = Path(f"stderr{os.getpid()}")
     child = os.fork()
     if child == 0:

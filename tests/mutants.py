@@ -1,7 +1,7 @@
-"""Seeds known bugs one by one into a copy of the program, and sees whether the tests notice: python -m tests.mutants.
+"""Seeds known bugs one by one into a copy of the program; the tests must detect each: python -m tests.mutants.
 
-Most are mistakes that well-known programs have made. Each names the tests that are to fail; the copy as it is must pass
-all of them.
+Most are mistakes that well-known programs have made. Each names the tests that must fail with it; without a bug they
+must all pass.
 """
 
 import argparse
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Mutant(NamedTuple):
-    """A bug: what stands in a file, what it is replaced by, and the tests that are to notice."""
+    """A bug: code in a file, its replacement, and the tests that must detect it."""
 
     name: str
     file: str
@@ -290,7 +290,7 @@ MUTANTS = (
 
 
 def passes(folder: Path, tests: str) -> bool:
-    """Whether these tests of the copy pass."""
+    """Whether these tests pass in the copy."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", *tests.split()]
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -299,7 +299,7 @@ def passes(folder: Path, tests: str) -> bool:
 
 
 def main() -> None:
-    """Tries one mutant after the other."""
+    """Runs the tests of one mutant after the other, and prints which bugs were detected."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="those whose name holds this")
     parser.add_argument("--skip-check", action="store_true", help="trust that the tests pass without a bug")

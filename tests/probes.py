@@ -1,6 +1,6 @@
 """Environments whose values and best actions are known (after Andy Jones, "Debugging RL, Without the Agonizing Pain").
 
-Each isolates one thing that an implementation can get wrong; the last two are about how episodes end.
+Each isolates one possible mistake of an implementation; the last two concern the ends of episodes.
 """
 
 import os
@@ -21,7 +21,7 @@ Obs = np.ndarray
 
 
 class Probe(gym.Env[Obs, Any]):
-    """One observation of one number, and a single step, unless a probe says otherwise."""
+    """By default, one observation of one number, and episodes of a single step."""
 
     observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
     action_space: gym.Space[Any] = gym.spaces.Discrete(2)
@@ -97,7 +97,7 @@ class RewardByContinuousAction(Probe):
 
 
 class NotANumber(Probe):
-    """The environment that is number 3 over all ranks sees one at its third step."""
+    """Environment 3 over all ranks observes NaN at its third step."""
 
     length = 10
 
@@ -110,14 +110,14 @@ class NotANumber(Probe):
 
 
 class HugeReward(Probe):
-    """Finite, but the square of a value's error is not."""
+    """Finite rewards, for which the square of the value error overflows."""
 
     def reward(self, action: Any) -> float:
         return 1e30
 
 
 class Unseeded(Probe):
-    """Random, and not by its seed."""
+    """Random, independently of its seed."""
 
     length = 7
 
@@ -126,7 +126,7 @@ class Unseeded(Probe):
 
 
 class Failing(Probe):
-    """Of two environments of a rank the second does something bad at its seventieth step."""
+    """The second of two environments of a rank fails at its seventieth step."""
 
     length = 1_000_000
 
@@ -142,21 +142,21 @@ class Failing(Probe):
 
 
 class Raising(Failing):
-    """Has a mistake."""
+    """Raises an exception."""
 
     def fail(self) -> Obs:
         return np.float32([1 // 0])
 
 
 class WrongShape(Failing):
-    """Sees more than its space says."""
+    """Returns observations of another shape than its space."""
 
     def fail(self) -> Obs:
         return np.zeros(2, np.float32)
 
 
 class Hanging(Failing):
-    """Does not answer."""
+    """Hangs."""
 
     def fail(self) -> Obs:
         time.sleep(1000)
@@ -164,7 +164,7 @@ class Hanging(Failing):
 
 
 class Dying(Failing):
-    """Takes its process with it."""
+    """Kills its process."""
 
     def fail(self) -> Obs:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -172,21 +172,21 @@ class Dying(Failing):
 
 
 class Exiting(Failing):
-    """Takes itself for the program."""
+    """Calls `sys.exit`."""
 
     def fail(self) -> Obs:
         sys.exit(0)
 
 
 class Leaving(Failing):
-    """Ends its process as if all were well."""
+    """Ends its process with exit code 0."""
 
     def fail(self) -> Obs:
         os._exit(0)
 
 
 class Breaking(Probe):
-    """Plays nothing again once it is broken."""
+    """Cannot be replayed once it is broken."""
 
     length = 1_000_000
     broken = False
@@ -198,7 +198,7 @@ class Breaking(Probe):
 
 
 class Stopped(Probe):
-    """Is asked to stop, by SIGTERM, when its run is evaluated."""
+    """Sends SIGTERM to its process during the evaluation."""
 
     length = 1_000_000
 
@@ -209,31 +209,31 @@ class Stopped(Probe):
 
 
 class DictObs(Probe):
-    """Sees several things."""
+    """Has Dict observations."""
 
     observation_space = gym.spaces.Dict({"position": gym.spaces.Box(-1, 1, (1,))})
 
 
 class TextObs(Probe):
-    """Reads."""
+    """Has Text observations."""
 
     observation_space = gym.spaces.Text(5)
 
 
 class MultiBinaryAction(Probe):
-    """Pushes several buttons."""
+    """Has MultiBinary actions."""
 
     action_space = gym.spaces.MultiBinary(3)
 
 
 class DiscHuge(Probe):
-    """Has more actions than a network has outputs."""
+    """Has more actions than a network can have outputs."""
 
     action_space = gym.spaces.Discrete(10**10)
 
 
 class Askew(CartPole):
-    """Rewards in a shape that broadcasts."""
+    """Returns rewards of a shape that broadcasts."""
 
     def reward(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         return super().reward(state, action, next_state)[:, None]
@@ -247,13 +247,13 @@ class Broken(Probe):
 
 
 class EndlessReward(Probe):
-    """A time limit that the agent cannot see is no end: the value is that of rewards for ever."""
+    """Truncation is not termination: the value is that of an endless sequence of rewards."""
 
     length = 1_000_000
 
 
 class StopOrGo(Probe):
-    """To stop pays 1 and ends the episode, to go on pays 0.5: at first stopping looks better, and going on is best."""
+    """Stopping pays 1 and ends the episode; continuing pays 0.5, and is better in the long run."""
 
     def observe(self) -> Obs:
         return np.ones(1, np.float32)
@@ -264,10 +264,10 @@ class StopOrGo(Probe):
 
 
 def reset_in_the_next_step(num_envs: int) -> SyncVectorEnv:
-    """`ConstantReward`, whose every second row is the step that resets it and rewards with 0.
+    """`ConstantReward` with autoreset mode NEXT_STEP: every second row only resets, and has reward 0.
 
-    Who learns from those rows takes their observation for a step that gives nothing and goes on: its value falls
-    below 1, and the mean return is halved.
+    An implementation that learns from those rows sees steps without reward in the middle of an episode: the value
+    falls below 1, and the mean return is halved.
     """
     return SyncVectorEnv([ConstantReward] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
 

@@ -1,4 +1,4 @@
-"""What runs end with, and how it differs."""
+"""The final states of runs, and their differences."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +10,13 @@ from rl.run.checkpoint import from_bytes, read_checkpoint
 
 
 def final_state(folder: Path) -> dict[str, Any]:
-    """All that the next update of a complete run would depend on."""
+    """Everything on which the next update of a complete run would depend."""
     content = read_checkpoint(folder / "last.ckpt")
     return {"agent": content["agent"], "run": content["run"], "ranks": [from_bytes(part) for part in content["ranks"]]}
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Where two nested states differ, except in how long something took."""
+    """The places where two nested states differ, except durations."""
     if "seconds" in path or "averages" in path:
         return []
     if isinstance(one, torch.Tensor):

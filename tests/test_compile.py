@@ -1,4 +1,4 @@
-"""Ways of running: the same results whichever is chosen, for every shape, and a word where one cannot be had."""
+"""Execution modes: the same results in each, for every shape, and a note if one is not available."""
 
 import os
 import warnings
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def collect(env_id: str, vectorization: str, execution: Execution) -> tuple[list[Rollout], Estimates]:
-    """Two rollouts and what an estimate says of the second."""
+    """Two rollouts, and the estimates of the second."""
     envs = make_envs(EnvConfig(env_id, num_envs=3, vectorization=vectorization))
     torch.manual_seed(3)
     policy = Agent(envs.spaces, Network(hidden_sizes=(8, 8), ortho_init=False))

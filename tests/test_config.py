@@ -1,4 +1,4 @@
-"""The flags: which there are, what they mean, and what the wrong ones are answered."""
+"""The flags: their names, their meaning, and the messages for wrong values."""
 
 import io
 import math
@@ -427,7 +427,7 @@ def test_the_decoupled_program_takes_the_trainers_device_from_its_own_flag(monke
     monkeypatch.setenv("LT_ACCELERATOR", "auto")
     assert train_fabric_decoupled.told_to_each_fabric() == {}
     monkeypatch.setenv("LT_ACCELERATOR", "cuda")
-    with pytest.raises(UserError, match="--accelerator cuda: say --cuda after the program instead"):
+    with pytest.raises(UserError, match="--accelerator cuda: use --cuda after the program instead"):
         train_fabric_decoupled.told_to_each_fabric()
 
 

@@ -1,4 +1,4 @@
-"""Errors: once for all ranks, with the right exit code."""
+"""Errors: reported once for all ranks, with the right exit code."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def outcome(error: BaseException) -> object:
 
 
 def replace_sleep(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], object]) -> None:
-    """Replaces `time.sleep` on this thread; the threads that other tests have left, such as the watchdog, sleep on."""
+    """Replaces `time.sleep` on this thread only; threads of other tests, such as the watchdog, still sleep."""
     own, real = threading.current_thread(), time.sleep
     monkeypatch.setattr("time.sleep", lambda s: (sleep if threading.current_thread() is own else real)(s))
 

@@ -1,4 +1,4 @@
-"""Nothing is lost, doubled or weighed twice on its way from the player to any number of trainers, and back."""
+"""No row is lost or counted twice between the player and any number of trainers; weights come back."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ LEARNER = PPOConfig(per_rank_batch_size=4, update_epochs=2).build()
 
 
 def make_rows(num_rows: int) -> Rows:
-    """Rows that their target identifies, some of weight 0, of mean weight 1."""
+    """Rows that are identified by their target; some have weight 0, and the mean weight is 1."""
     generator = torch.Generator().manual_seed(1)
     weight = (torch.rand(num_rows, generator=generator) > 0.2).float()
     return Rows(
@@ -47,7 +47,7 @@ def loss_gradient(module: torch.nn.Module, rows: Rows) -> Tensor:
 
 
 def _both_ends(num_rows: int, shared: bool) -> tuple[object, ...] | None:
-    """What a trainer got (its rows, an epoch of them, the gradient it agreed on); None for the player."""
+    """What a trainer received (its rows, an epoch of them, the averaged gradient); None for the player."""
     group = torch.distributed.new_group(list(range(1, torch.distributed.get_world_size())))
     rows, policy = make_rows(num_rows), agent()
     num_trainers = torch.distributed.get_world_size() - 1
@@ -55,7 +55,7 @@ def _both_ends(num_rows: int, shared: bool) -> tuple[object, ...] | None:
         policy, make_rows(1), ("loss", "kl"), num_rows=num_rows, num_trainers=num_trainers, shared=shared, pinned=False
     )
     if rank() == PLAYER:
-        for _ in range(3):  # the buffers serve again
+        for _ in range(3):  # the buffers are used again
             exchange.send_rows(rows, Order(save=1, stop=15, last=0, done=1 / 3))
         metrics = exchange.receive_weights()
         return metrics, [parameter.detach().clone() for parameter in policy.parameters()]

@@ -1,4 +1,4 @@
-"""The seeded bugs can be seeded."""
+"""The code that tests/mutants.py replaces exists."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The gradient step as compiled functions, against the one that autograd, clip_grad_norm_ and Adam make."""
+"""The compiled gradient step, against autograd, clip_grad_norm_ and Adam."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def minibatches(kind: str, num_rows: int) -> list[Rows]:
 
 
 def reference(kind: str, batches: list[Rows]) -> tuple[Tensor, list[float]]:
-    """The weights after a step for each minibatch, and the norms of the gradients, by torch's own parts."""
+    """The weights after a step on each minibatch, and the norms of the gradients, by plain PyTorch."""
     policy = agent(kind)
     optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2, eps=1e-5)
     norms = []
@@ -134,6 +134,6 @@ def test_adam_keeps_its_moments_in_float32_whatever_the_weights_are() -> None:
     weights.gradient.fill_(0.5)
     for _ in range(1000):
         adam.step()
-    # A bf16 moment would stop where a thousandth of it is lost in rounding.
+    # A bf16 moment would stop changing once a thousandth of it is lost in rounding.
     assert adam.state[weights.vector]["exp_avg_sq"].mean().item() == pytest.approx(0.25 * (1 - 0.999**1000), rel=1e-3)
     assert weights.vector.dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""A learner from outside of the package trains, stops, resumes and compiles as those of the package do."""
+"""A learner from outside the package trains, stops, resumes and compiles like those of the package."""
 
 import os
 import signal
@@ -72,7 +72,7 @@ def test_samples_without_weights_are_refused_before_anything_is_learned(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class ForgetfulConfig(A2CConfig):
-        """One that forgets."""
+        """Builds a learner whose samples have no weights."""
 
         def build(self) -> A2C:
             return Forgetful(self)

@@ -1,4 +1,4 @@
-"""The probe environments are learned, by the program itself."""
+"""The programs solve the probe environments."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from rl.models.distributions import Categorical
 from rl.run.checkpoint import agent_of, read_checkpoint
 from tests import probes  # noqa: F401 (registers them)
 
-# The critic has layers of its own: in shared ones the policy's gradient, whose advantages are noise once all values are
-# learned but normalised all the same, would keep values off by some hundredths.
+# Actor and critic share no layers: once all values are learned, advantages are noise, which is normalized all the same.
+# In shared layers the policy's gradient would then keep values off by some hundredths.
 FLAGS = "--num-envs 16 --num-steps 16 --per-rank-batch-size 64 --total-timesteps 10000 --learning-rate 5e-3"
 FLAGS += " --no-shared-encoder --eval-episodes 1"
 REINFORCE = "--num-steps 4 --gamma 1 --no-normalize-returns --eval-episodes 1"
@@ -69,4 +69,4 @@ def test_continuous_actions_are_learned(tmp_path: Path) -> None:
 )
 def test_reinforce_learns_what_pays_over_an_episode(tmp_path: Path, flags: str) -> None:
     _, probability = train(tmp_path, *f"reinforce {REINFORCE} --env-id StopOrGo-v0 {flags}".split())
-    assert probability[1, 1] > 0.9  # to go on to the end returns 25, to stop returns 1
+    assert probability[1, 1] > 0.9  # continuing to the end returns 25, stopping returns 1

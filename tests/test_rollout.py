@@ -1,4 +1,4 @@
-"""What the collector keeps: true successors, behaviour probabilities, and a stream that rollouts only cut."""
+"""Rollouts: true successors, behavior probabilities, and one stream of steps, however it is cut."""
 
 import functools
 import itertools
@@ -63,7 +63,7 @@ def test_two_ranks_collect_what_one_rank_with_all_their_environments_does(env_id
     assert whole.truncated.any() or whole.terminated.any()
 
 
-def test_behaviour_is_recorded_with_the_policy_that_acted() -> None:
+def test_behavior_is_recorded_with_the_policy_that_acted() -> None:
     collecting = collector("CartPole-v1", 4)
     rollout = collecting.collect(50)
     distribution, value = collecting.policy(rollout.obs)
@@ -111,7 +111,7 @@ def test_a_run_counts_and_takes_real_steps_and_not_those_in_which_environments_o
 
     def record(run: Run, rollout: Rollout, metrics: Metrics) -> None:
         num_real.append(rollout.reward.sum().item())  # CartPole's is 1, and 0 where it resets
-        # REINFORCE learns from less: what comes after an environment's last whole episode was played all the same.
+        # REINFORCE learns from fewer rows, but the steps after an environment's last whole episode count too.
         assert rollout.weight.sum() == num_real[-1] if learner == "ppo" else rollout.weight.sum() < num_real[-1]
         recorded(run, rollout, metrics)
 

@@ -1,4 +1,4 @@
-"""Opening a file or joining a run executes nothing, and names lead nowhere else."""
+"""Opening a file or joining a run executes nothing, and no name leads outside the log folder."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Streams: what they depend on, and what they do not."""
+"""Random streams: what they depend on."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""The source is what CONTRIBUTING.md says of it: short functions and files, and imports that only go down."""
+"""The structure that CONTRIBUTING.md requires: short functions and files, and imports that only go down."""
 
 import ast
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def num_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def imports(module: str) -> set[str]:
-    """Everything that a module imports, also inside functions and for type checkers alone."""
+    """Everything that a module imports, also inside functions and only for type checkers."""
     names = set()
     for node in ast.walk(parsed(module)):
         if isinstance(node, ast.Import):
@@ -103,7 +103,7 @@ def test_the_package_does_not_know_lightning() -> None:
 
 
 def test_the_package_reads_no_variable_of_lightning() -> None:
-    """A variable is read where its name stands, except as a key of a dictionary of variables to be set."""
+    """A variable counts as read where its name occurs, except as a key of a dictionary of variables to set."""
     reads = []
     for module in PACKAGE:
         nodes = list(ast.walk(parsed(module)))

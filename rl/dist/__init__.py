@@ -1,1 +1,1 @@
-"""Many processes as one run: how ranks launch, meet and part, and what they do together."""
+"""Ranks: how they start, meet and end, and what they do together."""

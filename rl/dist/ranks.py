@@ -1,4 +1,4 @@
-"""How a run spreads over ranks: who is who, and what ranks do together, always on tensors."""
+"""What ranks do together: collectives on tensors, and sharing the cores of a machine."""
 
 import contextlib
 import os
@@ -22,24 +22,24 @@ FEW = 2**18
 
 
 def choose_threads() -> None:
-    """Gives every rank its share of this machine's cores, or fewer where OMP_NUM_THREADS says so.
+    """Limits this rank to its share of the machine's cores, or to OMP_NUM_THREADS threads if that is fewer.
 
-    More threads than cores is ruinous: a run with all cores for each of its ranks can be five times slower.
+    A run whose ranks all use all cores can be five times slower.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if local_world_size() > cores and rank() == 0:
         print(f"note: {local_world_size()} ranks of this machine share {cores} cores", file=sys.stderr)
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // local_world_size())))
     if local_world_size() > 1 and hasattr(os, "SCHED_BATCH"):
-        # Threads that hand messages on then do not interrupt each other halfway: a message between ranks takes little
-        # more than half the time on average (docs/log.md). Where it is not allowed, it takes all of it.
+        # As batch work, the threads that pass messages on do not preempt each other: a message between ranks takes
+        # little more than half the time on average (docs/log.md). The system may not permit it.
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks that do something together, as one of them sees it; the default is a rank on its own."""
+    """A group of ranks as seen by one of them; by default a rank on its own."""
 
     rank: int = 0
     size: int = 1
@@ -62,7 +62,7 @@ class Ranks:
         return self.sum(values) / self.size
 
     def average(self, values: Tensor) -> None:
-        """Puts the elementwise mean of every rank's vector into every rank's vector."""
+        """Replaces every rank's vector by the elementwise mean of all."""
         if self.size == 1:
             return
         if values.device.type == "cpu" and self.size * len(values) <= FEW:
@@ -74,10 +74,10 @@ class Ranks:
             values /= self.size
 
     def gather_bytes(self, data: Tensor) -> list[Tensor]:
-        """Every rank's bytes [B_r] (uint8), in the order of the ranks: on rank 0, and nothing on the others."""
+        """All ranks' bytes [B_r] (uint8) in the order of ranks, on rank 0; an empty list on the others."""
         if self.size == 1:
             return [data]
-        # What they can talk over, wherever each of them computes.
+        # The device that this backend can send from, wherever the ranks compute.
         device = torch.device("cuda" if dist.get_backend(self.group) == "nccl" else "cpu")
         sizes = torch.zeros(self.size, dtype=torch.int64, device=device)
         sizes[self.rank] = len(data)
@@ -89,7 +89,7 @@ class Ranks:
         return [part[:size].cpu() for part, size in zip(parts or [], sizes.tolist(), strict=False)]
 
     def share(self, rows: Rows) -> Rows:
-        """Everybody's rows [W·B, ...], in the order of the ranks, from every rank's own [B, ...]; one all-gather."""
+        """All ranks' rows [W·B, ...] in the order of ranks, given this rank's own [B, ...]; one all-gather."""
         if self.size == 1:
             return rows
         packed = pack(rows)

@@ -1,1 +1,1 @@
-"""What is acted on: environments, and the door between them and tensors."""
+"""Environments: Gymnasium's, stepped in tensors, and environments that are written in tensors."""

@@ -1,1 +1,1 @@
-"""How it learns: each learner is one dataclass whose fields are its flags."""
+"""Learners: how a policy is improved from rollouts."""

@@ -38,7 +38,7 @@ class Transitions(NamedTuple):
     action: Tensor
     log_prob: Tensor  # of the policy that acted
     reward: Tensor
-    next_obs: Tensor  # where the action led, an ended episode's last observation included
+    next_obs: Tensor  # where the action led; the final observation of an episode that ended
     terminated: Tensor
     weight: Tensor  # 0 for rows to leave out; 1 on average over all ranks
 
@@ -57,11 +57,11 @@ class ActorCriticConfig(LearnerConfig):
     buffer_size: int = 10_000
     """Transitions that each rank's replay buffer keeps."""
     rho_clip: float = 2.0
-    """Largest weight of an action that the present policy prefers to the one that acted."""
+    """Upper bound of V-trace's rho, the weight of an action that has become more likely since it was taken."""
     normalize_values: bool = True
-    """Solve for the common level of values in each minibatch, and weigh the value loss by what it was before."""
+    """Solve for the common level of values in each minibatch, and divide the value loss by its size."""
     normalize_advantages: bool = True
-    """Give the advantages of a minibatch mean 0 and standard deviation 1, each as often as its action is taken now."""
+    """Give the advantages of a minibatch, weighted by rho, mean 0 and standard deviation 1."""
     ent_coef: float = 0.4
     """Weight of the entropy bonus in the loss."""
     vf_coef: float = 1.0
@@ -87,7 +87,7 @@ class ActorCriticConfig(LearnerConfig):
 
 
 class ActorCritic(Learner[Sums, Transitions]):
-    """Steps of one-step V-trace on minibatches that it draws from a replay buffer."""
+    """One-step V-trace on minibatches from a replay buffer."""
 
     config: ActorCriticConfig
 
@@ -96,11 +96,11 @@ class ActorCritic(Learner[Sums, Transitions]):
         self.replay: Replay[Transitions] = Replay(config.buffer_size)
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Sums:
-        """Weights alone: a value of the present critic would be old when it is drawn from the buffer."""
+        """Only weights: a value estimated now would be outdated when its transition is sampled."""
         return Sums(weighted_sums(rollout.weight))
 
     def prepare(self, rollout: Rollout, estimates: Sums, totals: Tensor) -> tuple[Transitions, Metrics]:
-        """A rollout's transitions [T·N, ...]."""
+        """The transitions [T·N, ...] of a rollout."""
         num_ranks, total = totals.unbind()
         transitions = Transitions(
             rollout.obs,
@@ -122,7 +122,7 @@ class ActorCritic(Learner[Sums, Transitions]):
     def loss(self, policy: Policy, samples: Transitions) -> tuple[Tensor, Metrics]:
         """V-trace's losses with n = 1: of actor, critic and entropy (Espeholt et al. 2018, section 4.2).
 
-        Each transition counts by how much likelier its action is now than when it was taken, clipped at `rho_clip`.
+        A transition's weight is its action's probability now relative to when it was taken, clipped at `rho_clip`.
         """
         config, num_rows = self.config, len(samples.weight)
         both, values = policy(torch.cat([samples.obs, samples.next_obs]))
@@ -138,13 +138,13 @@ class ActorCritic(Learner[Sums, Transitions]):
             td_error = td_error - shared_error(td_error.detach(), discount, weight)
         advantage = td_error.detach()
         if config.normalize_advantages:
-            # An error that all values share is no reason to repeat what was done: with clipped weights it would be.
+            # With clipped weights, an error that all values share would reinforce every action that was taken.
             advantage = standardized(advantage, *weighted_sums(weight, advantage)[1:])
         policy_loss = -weighted_mean(rho * advantage * log_prob, samples.weight)
         value_loss = weighted_mean(rho * td_error.square(), samples.weight)
         entropy_loss = -weighted_mean(distribution.entropy(), samples.weight)
-        # Errors of a new critic are a thousand times those of a good one: by the square, the shared layers would first
-        # learn nothing but values, and at last none.
+        # The errors of a new critic are a thousand times those of a good one. Their unscaled square would dominate the
+        # shared layers at first, and vanish from them later.
         value_scale = 1 / (value_loss.detach() + 1e-8) if config.normalize_values else 1.0
         loss = policy_loss + config.vf_coef * value_scale * value_loss + config.ent_coef * entropy_loss
         metrics = {
@@ -163,11 +163,11 @@ class ActorCritic(Learner[Sums, Transitions]):
 
 
 def shared_error(td_error: Tensor, discount: Tensor, weight: Tensor) -> Tensor:
-    """What a constant added to all values would take away of TD errors [b]: least-squares TD for that constant.
+    """The part of TD errors [b] that adding a constant to all values would remove: least-squares TD for that constant.
 
-    The critic learns what values differ by, and their common level is solved for. Learned, the level takes about
-    1 / (1 - gamma) times as long as the differences; until then the states that are visited most are ahead of others
-    and look best, so that the policy stays wherever it happens to be.
+    The critic learns the differences between values, and their common level is solved for. Learning the level would
+    take about 1 / (1 - gamma) times as long. Meanwhile the values of states that are visited most would be ahead of the
+    others, so these states would look best, and the policy would stay in them.
     """
     slope = 1 - discount
     level = (weight * td_error).sum() / (weight * slope).sum().clamp(min=1e-8)

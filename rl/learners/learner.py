@@ -1,4 +1,4 @@
-"""What every learner has: flags that all share, and the steps from a rollout to a loss."""
+"""What every learner has: the flags that all share, and the steps from a rollout to a loss."""
 
 import math
 from abc import ABC, abstractmethod
@@ -19,11 +19,11 @@ Metrics = dict[str, Tensor]
 
 
 class Estimates(Protocol):
-    """What a learner computes from a rollout before ranks sum over it: a NamedTuple of tensors."""
+    """What a learner computes from its rank's rollout, before the sum over ranks: a NamedTuple of tensors."""
 
     @property
     def sums(self) -> Tensor:
-        """[K] float64: what the learner needs to know of all ranks' rollouts together; added up over ranks."""
+        """[K] float64: statistics of the rollout, which are added up over ranks for `prepare`."""
 
 
 class Samples(Protocol):
@@ -31,7 +31,7 @@ class Samples(Protocol):
 
     @property
     def weight(self) -> Tensor:
-        """[B, ...]: 0 for what no loss may see, 1 on average over all ranks."""
+        """[B, ...]: 0 for rows that no loss may see, 1 on average over all ranks."""
 
 
 EstimatesType = TypeVar("EstimatesType", bound=Estimates)
@@ -54,11 +54,11 @@ class LearnerConfig(ABC):
     anneal_lr: bool = True
     """Lower the learning rate linearly towards 0 over the run."""
     adam_eps: float = 1e-5
-    """What Adam adds to the root of its second moment."""
+    """Adam's epsilon, which it adds to the root of its second moment."""
     gamma: float = 0.95
     """Discount factor."""
     max_grad_norm: float = 0.5
-    """Norm to which longer gradients are shortened; inf leaves them as they are."""
+    """Norm to which larger gradients are clipped; inf clips nothing."""
 
     @abstractmethod
     def build(self) -> "Learner[Any, Any]":
@@ -66,10 +66,10 @@ class LearnerConfig(ABC):
 
     @abstractmethod
     def work(self, num_rows: int) -> tuple[int, int]:
-        """Gradient steps of an update for `num_rows` rows of a rank, and the number of rows in all of them."""
+        """Number of gradient steps of an update with `num_rows` rows per rank, and of rows in all of these steps."""
 
     def check(self, rows_per_rank: int) -> None:
-        """Raises `UserError` for a value that cannot work where a rank learns from so many rows."""
+        """Raises `UserError` for an invalid value, given the number of rows that a rank learns from."""
         require(self.num_steps >= 1, "--num-steps", self.num_steps, "must be at least 1")
         require(0 <= self.gamma <= 1, "--gamma", self.gamma, "must lie between 0 and 1")
         for flag, value in (("--learning-rate", self.learning_rate), ("--adam-eps", self.adam_eps)):
@@ -99,14 +99,14 @@ class Learner(ABC, Generic[EstimatesType, SamplesType]):
 
     @abstractmethod
     def estimate(self, policy: Policy, rollout: Rollout) -> EstimatesType:
-        """Advantages, targets and the like; a function of tensors, which is compiled in long runs."""
+        """Advantages, value targets and the like; a pure function of tensors, which is compiled in long runs."""
 
     @abstractmethod
     def prepare(self, rollout: Rollout, estimates: EstimatesType, totals: Tensor) -> tuple[SamplesType, Metrics]:
-        """A rollout's samples [B, ...], and what to log of them; `totals` are all ranks' `estimates.sums` added up."""
+        """The samples [B, ...] of a rollout, and metrics; `totals` is the sum of all ranks' `estimates.sums`."""
 
     def shared(self, samples: SamplesType, ranks: Ranks) -> SamplesType:
-        """All ranks' samples where the flags want that every rank learns from them, otherwise this rank's own.
+        """All ranks' samples with --share-data, otherwise this rank's own.
 
         Raises:
             UserError: `prepare` returned samples without weights.
@@ -121,14 +121,14 @@ class Learner(ABC, Generic[EstimatesType, SamplesType]):
 
     @abstractmethod
     def minibatches(self, samples: SamplesType, shuffle: Shuffle) -> Iterator[SamplesType]:
-        """The minibatches of an update's gradient steps: as many on every rank."""
+        """The minibatches of an update, one for each gradient step; every rank must have the same number."""
 
     @abstractmethod
     def loss(self, policy: Policy, samples: SamplesType) -> tuple[Tensor, Metrics]:
-        """The scalar to minimize over a minibatch [b, ...], and what to log of it."""
+        """The scalar to minimize over a minibatch [b, ...], and metrics."""
 
     def should_stop(self, metrics: Metrics, mean_over_ranks: Callable[[Tensor], Tensor]) -> bool:
-        """Whether to end this update after a gradient step with these metrics; the same answer on all ranks."""
+        """Whether to end this update after a gradient step with these metrics; all ranks must get the same answer."""
         return False
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ AnyLearner = Learner[Any, Any]
 
 
 def weighted_sums(weight: Tensor, *fields: Tensor) -> Tensor:
-    """Sums (float64) to add up over ranks: 1, the weights, and for every field its weighted values and squares."""
+    """Sums [2 + 2K] (float64) to add up over ranks: 1, the weights, and each field's weighted values and squares."""
     w = weight.double()
     moments = (w * field.double() ** power for field in fields for power in (1, 2))
     return torch.stack([w.new_ones(()), *(terms.sum() for terms in (w, *moments))])
@@ -161,7 +161,7 @@ def variance(total: Tensor, value_sum: Tensor, square_sum: Tensor) -> Tensor:
 
 def standardized(values: Tensor, total: Tensor, value_sum: Tensor, square_sum: Tensor) -> Tensor:
     """Values shifted and scaled to mean 0 and (unbiased) standard deviation 1, from their `weighted_sums`."""
-    total = total.clamp(min=1e-8)  # where nothing counts
+    total = total.clamp(min=1e-8)  # all weights may be 0
     unbiased = variance(total, value_sum, square_sum) * total / (total - 1).clamp(min=1)
     std = unbiased.clamp(min=0).sqrt()
     return (values - (value_sum / total).float()) / (std.float() + 1e-8)
@@ -173,9 +173,9 @@ def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def gradient_metrics(norm: Tensor, ranks: Ranks, *, scaled: bool) -> Metrics:
-    """What to log of a gradient that all ranks share, by its norm before clipping.
+    """Metrics of a gradient that is the same on all ranks, given its norm before clipping.
 
-    With a scaled loss a norm that is not finite is no error: fp16 overflowed, the step is skipped and logged as norm 0.
+    With a scaled loss, a norm that is not finite is no error: fp16 has overflowed, and the step is skipped.
     """
     finite = norm.isfinite()
     skipped = (~finite).float() / ranks.size  # summed over ranks

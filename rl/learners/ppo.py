@@ -63,7 +63,7 @@ class PPOConfig(LearnerConfig):
     normalize_advantages: bool = True
     """Give an update's advantages, those of all ranks together, mean 0 and standard deviation 1."""
     clip_coef: float = 0.2
-    """How far the probability ratio may leave 1 before its gradient is cut."""
+    """How far the probability ratio may move away from 1 before it is clipped."""
     clip_vloss: bool = False
     """Clip the value loss too, to the same width around the value when the action was taken."""
     ent_coef: float = 0.0
@@ -105,7 +105,7 @@ class PPO(Learner[Estimates, Rows]):
     config: PPOConfig
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Estimates:
-        """Advantages, and targets of the critic."""
+        """Advantages, and value targets."""
         advantage = gae(
             rollout.reward,
             rollout.value,
@@ -119,7 +119,7 @@ class PPO(Learner[Estimates, Rows]):
         return Estimates(advantage, target, weighted_sums(rollout.weight, advantage, target))
 
     def prepare(self, rollout: Rollout, estimates: Estimates, totals: Tensor) -> tuple[Rows, Metrics]:
-        """A rollout's rows [T·N, ...]; the moments of advantages are those of all ranks together."""
+        """The rows [T·N, ...] of a rollout; advantages are normalized over all ranks."""
         num_ranks, total, *moments = totals.unbind()
         advantage_moments, target_moments = moments[:2], moments[2:]
         # The critic's error, target - value, is the advantage.
@@ -140,7 +140,7 @@ class PPO(Learner[Estimates, Rows]):
         return tree.map(lambda field: field.flatten(0, 1), rows), metrics
 
     def minibatches(self, samples: Rows, shuffle: Shuffle) -> Iterator[Rows]:
-        """Every epoch's rows in a new order, in minibatches of almost equal size."""
+        """The rows of each epoch in a new order, in minibatches of almost equal size."""
         for _ in range(self.config.update_epochs):
             order = shuffle.order(len(samples.weight))
             yield from tree.split(tree.index(samples, order), self.config.minibatches_of(len(order)))

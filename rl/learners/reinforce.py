@@ -29,8 +29,8 @@ class Estimates(NamedTuple):
     """What `Reinforce.estimate` returns."""
 
     return_to_go: Tensor  # [T, N]
-    advantage: Tensor  # [T, N], the same, or with a baseline what it exceeds that by
-    sums: Tensor  # [6] float64, the `weighted_sums` of advantages and of the ends of episodes
+    advantage: Tensor  # [T, N], return_to_go, minus the value with --baseline
+    sums: Tensor  # [6] float64, the `weighted_sums` of advantage and of episode ends
 
 
 class Rows(NamedTuple):
@@ -41,7 +41,7 @@ class Rows(NamedTuple):
     return_to_go: Tensor
     advantage: Tensor  # normalized if the flag says so
     weight: Tensor  # 0 for rows to leave out; 1 on average over all ranks
-    rows_per_episode: Tensor  # of all ranks together, the same in every row
+    rows_per_episode: Tensor  # mean length of the episodes of all ranks, the same in every row
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,18 @@ class ReinforceConfig(LearnerConfig):
     whole_episodes: ClassVar[bool] = True
 
     num_steps: int = 32
-    """Steps of each environment between two looks at whether all episodes of an update have ended."""
+    """Steps of each environment between checks of whether all episodes of an update have ended."""
     learning_rate: float = 1e-2
     gamma: float = 0.99
     max_grad_norm: float = math.inf
     episodes_per_env: int = 1
     """Episodes of each environment in an update."""
     max_episode_steps: int = 10_000
-    """Steps of each environment after which an update goes on without the episodes that have not ended."""
+    """Steps of each environment after which an update leaves out the episodes that have not ended."""
     normalize_returns: bool = True
     """Give an update's returns-to-go, those of all ranks together, mean 0 and standard deviation 1."""
     baseline: bool = False
-    """Subtract what a critic expects, which learns too."""
+    """Subtract the value of a critic, which is trained too."""
     vf_coef: float = 0.5
     """Weight of the critic's loss (mean squared error), with --baseline."""
 
@@ -92,14 +92,14 @@ class Reinforce(Learner[Estimates, Rows]):
         )
 
     def estimate(self, policy: Policy, rollout: Rollout) -> Estimates:
-        """Returns-to-go, and advantages."""
+        """Returns-to-go and advantages."""
         ended = rollout.terminated | rollout.truncated
         return_to_go = returns_to_go(rollout.reward, ended, self.config.gamma)
         advantage = return_to_go - rollout.value if self.config.baseline else return_to_go
         return Estimates(return_to_go, advantage, weighted_sums(rollout.weight, advantage, ended))
 
     def prepare(self, rollout: Rollout, estimates: Estimates, totals: Tensor) -> tuple[Rows, Metrics]:
-        """A rollout's rows [T·N, ...]; the moments of advantages are those of all ranks together."""
+        """The rows [T·N, ...] of a rollout; advantages are normalized over all ranks."""
         num_ranks, total, *moments, num_episodes, _ = totals.unbind()
         advantage = estimates.advantage
         if self.config.normalize_returns:
@@ -110,14 +110,14 @@ class Reinforce(Learner[Estimates, Rows]):
         return tree.map(lambda field: field.flatten(0, 1), rows), {}
 
     def minibatches(self, samples: Rows, shuffle: Shuffle) -> Iterator[Rows]:
-        """All rows, once: the gradient is that of the policy which acted."""
+        """All rows, once: the policy gradient holds only for the policy that acted."""
         yield samples
 
     def loss(self, policy: Policy, samples: Rows) -> tuple[Tensor, Metrics]:
-        """Minus the log-probabilities of the actions, times what they led to (Williams 1992, eq. 11).
+        """The negative log-probability of each action times its advantage (Williams 1992, eq. 11).
 
-        The gradient sums over the steps of an episode, and averages over episodes. An average over steps would divide
-        the share of long episodes by their length, which depends on the actions: no policy gradient of the return.
+        The gradient is summed over the steps of an episode and averaged over episodes. An average over steps would
+        divide an episode's gradient by its length, which depends on the actions: not a policy gradient of the return.
         """
         config, weight = self.config, samples.weight
         distribution, value = policy(samples.obs)
@@ -134,11 +134,11 @@ class Reinforce(Learner[Estimates, Rows]):
 
 
 def collect_episodes(collector: AnyCollector, num_each: int, *, look_every: int, max_steps: int) -> Rollout:
-    """The next `num_each` whole episodes of every environment, from fresh starts on: a rollout [T, N, ...].
+    """The next `num_each` whole episodes of every environment, all started anew: a rollout [T, N, ...].
 
-    As many of each environment as of any other, since the first ones to end among all would be the short ones. What an
-    environment does after its last episode weighs 0 and says nothing of episodes, as does all of an episode that has
-    not ended after about `max_steps`.
+    Every environment has the same number of episodes, since the first to end among all environments would be the short
+    ones. Steps after an environment's last episode have weight 0 and report no episode; so do all steps of an episode
+    that has not ended after about `max_steps`.
     """
     collector.restart()
     pieces = []

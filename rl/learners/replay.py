@@ -1,4 +1,4 @@
-"""A replay buffer: the memory of a learner that learns more than once, and late, from what was collected."""
+"""A replay buffer, for a learner that learns from old rows, and from a row more than once."""
 
 from collections.abc import Mapping
 from typing import Any, Generic
@@ -25,9 +25,9 @@ class Replay(Generic[SamplesType]):
         num_rows, device = len(rows.weight), rows.weight.device
         if self.kept is None:
             self.kept = tree.map(lambda field: field.new_zeros(self.capacity, *field.shape[1:]), rows)
-        elif self.kept.weight.device != device:  # it comes from a checkpoint
+        elif self.kept.weight.device != device:  # restored from a checkpoint, on the CPU
             self.kept = tree.map(lambda field: field.to(device), self.kept)
-        # Of more rows than there is room for, the last ones: no place is written twice.
+        # Only the last rows if more come than fit: an index must not occur twice.
         first = max(0, num_rows - self.capacity)
         place = torch.arange(self.num_added + first, self.num_added + num_rows, device=device) % self.capacity
         for kept, field in zip(tree.leaves(self.kept), tree.leaves(rows), strict=True):
@@ -49,7 +49,7 @@ class Replay(Generic[SamplesType]):
         """Restores what `state_dict` returned, as rows of this type.
 
         Raises:
-            ValueError: That buffer had another size.
+            ValueError: The saved buffer has another size.
         """
         kept = state["kept"]
         if kept is not None and len(kept["weight"]) != self.capacity:

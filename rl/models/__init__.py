@@ -1,1 +1,1 @@
-"""Who acts: the network, its distributions over actions, and low precision."""
+"""The agent: its network, its distributions over actions, and 8-bit layers."""

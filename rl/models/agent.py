@@ -40,7 +40,7 @@ class Network:
             require(size <= LARGEST_WIDTH, "--hidden-sizes", size, f"must be at most {LARGEST_WIDTH:,}")
 
     def num_weights(self, obs_size: int) -> int:
-        """Number of weights between the hidden layers and below them."""
+        """Number of weights of the hidden layers."""
         sizes = (obs_size, *self.hidden_sizes)
         return sum(i * o for i, o in itertools.pairwise(sizes)) * (1 if self.shared_encoder else 2)
 

@@ -1,1 +1,1 @@
-"""How a run is kept: its folder, its log, its checkpoint, its evaluation."""
+"""A run from start to end: signals, metrics, log, folder, checkpoints, resume, evaluation."""

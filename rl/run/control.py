@@ -1,9 +1,9 @@
-"""What all ranks must agree on before any of them acts: stops and checkpoints that signals ask for, and failures.
+"""What all ranks must agree on before any of them acts: stops and checkpoints that signals request, and failures.
 
-A rank that acted on a signal alone would leave the others waiting in the next collective for ever. So what any rank was
-asked travels with a sum over ranks that every update takes anyway (`Control.sum`), and all ranks read the same answer
-at the end of the update (`Control.read`). A checksum of what all ranks hold as equal replicas (weights, Adam's moments)
-travels along, and says before the next update whether they still are equal.
+If a rank acted on a signal alone, the others would wait in the next collective forever. So the requests of each rank
+travel with a sum over ranks that every update takes anyway (`Control.sum`), and all ranks read the same result at the
+end of the update (`Control.read`). A checksum of the tensors that must be equal on all ranks (weights, Adam's moments)
+travels along, so that ranks that differ are detected before the next update.
 """
 
 import functools
@@ -28,7 +28,7 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAVE = signal.SIGUSR1
 MAX_FAILED_WRITES = 3  # in a row, before the run gives up
 ASKED = ("Asked/stop", "Asked/save", "Asked/diverged")
-PIECE_BITS = 20  # of a checksum: sums of squares of such numbers are exact in float64
+PIECE_BITS = 20  # of a checksum's two numbers, so that sums of their squares are exact in float64
 
 
 class Signals:
@@ -81,8 +81,8 @@ class Control:
     ) -> None:
         """`replicas` are tensors that must be equal on all ranks.
 
-        `collector` counts this rank's environment steps, if it plays; `num_steps` is what all ranks take in an update
-        where none only resets.
+        `collector` counts this rank's environment steps, if it plays; `num_steps` is the number that all ranks take in
+        an update without resets.
         """
         self.ranks = ranks
         self.signals = signals
@@ -90,11 +90,12 @@ class Control:
         self.replicas = replicas
         self.memory = [memory(tensor) for tensor in replicas if tensor.device.type == "cpu"]
         self.stop, self.save, self.failed, self.diverged = 0, False, False, False
+        # This rank's part of the last sum: a flag for each of STOPS, save, failed, and its environment steps.
         self.sent = [0.0] * (len(STOPS) + 2) + [num_steps / ranks.size]
         self.received: Tensor | None = None
 
     def sum(self, values: Tensor) -> Tensor:
-        """The elementwise sum of every rank's values, on every rank, with what ranks have to tell each other."""
+        """The elementwise sum of all ranks' values, on every rank; requests and checksums travel along."""
         asked = self.signals
         before, self.num_played = self.num_played, self.collector.num_played if self.collector else 0
         self.sent = [*(float(asked.stop == number) for number in STOPS), float(asked.save), float(asked.failed)]
@@ -108,7 +109,7 @@ class Control:
         return total[: len(values)].to(values.dtype)
 
     def read(self) -> None:
-        """Reads what came with the last sum; waits for the device that it was summed on."""
+        """Reads what came with the last sum; waits for its device."""
         received = self.sent if self.received is None else self.received.tolist()
         flags, checksums = received[: len(self.sent)], received[len(self.sent) :]
         self.stop = next((number for number, count in zip(STOPS, flags, strict=False) if count), 0)
@@ -119,26 +120,26 @@ class Control:
         self.diverged |= any(self.ranks.size * int(q) != int(s) ** 2 for s, q in zip(sums, squares, strict=True))
 
     def saved(self) -> None:
-        """Forgets that this rank was asked to save, unless the others have not heard it yet."""
+        """Clears a request to save, unless the other ranks have not received it yet."""
         self.save = False
         if self.sent[len(STOPS)]:
             self.signals.save = False
             self.sent[len(STOPS)] = 0.0
 
     def for_player(self) -> dict[str, float]:
-        """What trainers agreed on, as metrics for a player that takes no part in their sum."""
+        """What trainers agreed on, as metrics for the player, which takes no part in their sum."""
         asked = dict(zip(ASKED, (float(self.stop), float(self.save), float(self.diverged)), strict=True))
         self.saved()
         return asked
 
     def from_trainers(self, asked: Mapping[str, float]) -> None:
-        """Takes over what `for_player` returned on the trainers."""
+        """Adopts what `for_player` returned on the trainers."""
         self.diverged = asked["Asked/diverged"] > 0
         self.signals.save |= asked["Asked/save"] > 0
         self.signals.stop = self.signals.stop or int(asked["Asked/stop"])
 
     def check(self, update: int) -> None:
-        """Stops all ranks where one cannot go on.
+        """Stops all ranks if one cannot continue.
 
         Raises:
             DiskError: Checkpoints cannot be written.
@@ -155,7 +156,7 @@ class Control:
             )
 
     def _checksum(self, device: torch.device) -> Tensor:
-        """Two numbers that depend on every bit and its place, and their squares, as float64 [4]."""
+        """Two numbers that depend on every bit and its position, and their squares, as float64 [4]."""
         if device.type == "cpu":
             total = crc(self.memory)
             pieces = [(total >> shift) % 2**PIECE_BITS for shift in (0, PIECE_BITS)]
@@ -179,7 +180,7 @@ def crc(memories: Sequence[memoryview]) -> int:
 
 
 def weighted_sum(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """A checksum of all bits (int64 []) without waiting for a GPU: every word times an odd constant of its place."""
+    """A checksum (int64 []) without waiting for a GPU: the sum of every word times an odd constant for its position."""
     total = torch.zeros((), dtype=torch.int64, device=device)
     for tensor in tensors:
         words = tensor.detach().flatten().view({4: torch.int32, 2: torch.int16}[tensor.element_size()])

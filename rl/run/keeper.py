@@ -1,4 +1,4 @@
-"""Writes a run's checkpoints, finds out which is the best, and films the agent; on rank 0."""
+"""Writes the checkpoints of a run, keeps the best one, and records videos of the agent; on rank 0."""
 
 import math
 import time
@@ -18,7 +18,7 @@ MAX_EVALUATION_SHARE = 0.01  # of the run's time, for evaluations at checkpoints
 
 
 class Keeper:
-    """The files of a run that hold its agent, and how good that is."""
+    """Writes the agent into the files of a run, and knows its best return."""
 
     def __init__(self, config: Config[Any], folder: RunFolder, agent: Agent, logger: Logger) -> None:
         self.config = config
@@ -36,12 +36,12 @@ class Keeper:
         self.evaluation_seconds = float(state["evaluation_seconds"])
 
     def is_best(self, run_seconds: float) -> bool:
-        """Whether the agent is better than at any checkpoint before, as far as there is time to find out."""
+        """Whether the agent is better than at all checkpoints before; false if there is no time to evaluate it."""
         time_left = MAX_EVALUATION_SHARE * run_seconds - self.evaluation_seconds
         return self.config.keep.keep_best and time_left > 0 and self._improves(self._evaluate(time_left))
 
     def write_periodic(self, content: Content, *, is_best: bool) -> Path | None:
-        """Writes a checkpoint; if it cannot, says so and keeps the one before."""
+        """Writes a checkpoint; if it cannot, prints a note, keeps the one before and returns None."""
         if is_best:
             self._write(BEST, content)
         path = self._write(PERIODIC.format(content["run"]["update"]), content)
@@ -56,7 +56,7 @@ class Keeper:
         return path
 
     def evaluate_last(self, content: Content) -> Evaluation:
-        """Evaluates the agent of the last checkpoint, which also becomes the best one if it is."""
+        """Evaluates the final agent, and also writes it as the best one if it is better."""
         evaluation = self._evaluate()
         if self.config.keep.keep_best and self._improves(evaluation):
             content["run"]["best_return"] = self.best_return
@@ -65,7 +65,7 @@ class Keeper:
         return evaluation
 
     def film(self, folder: str, name: str) -> None:
-        """Films a greedy episode into a folder of the run's."""
+        """Records a video of a greedy episode in a folder of the run."""
         path = self.folder.path / folder / f"{name}.mp4"
         try:
             film_run(self.config, self.agent, path)

@@ -26,12 +26,12 @@ class Averages:
         self.records: dict[tuple[str, ...], list[tuple[Tensor | float, ...]]] = {}
 
     def add(self, metrics: Mapping[str, Tensor | float], count: Tensor | float = 1.0) -> None:
-        """Adds sums over `count` things each; every rank adds the same names. A `Count/…` is summed, not averaged."""
+        """Adds sums over `count` items; every rank must add the same names. A `Count/…` is summed, not averaged."""
         self.records.setdefault(tuple(metrics), []).append((count, *metrics.values()))
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds the seconds that the block takes as `Time/<name>_seconds`."""
+        """Adds the duration of the block as `Time/<name>_seconds`."""
         began_at = time.perf_counter()
         yield
         self.add({f"Time/{name}_seconds": time.perf_counter() - began_at})
@@ -101,10 +101,10 @@ class Finite:
         self.first_bad.copy_(state["first_bad"])
 
     def look(self, rollout: Rollout) -> dict[str, Tensor]:
-        """The number of rows whose observation or reward is not finite; remembers the first of them."""
+        """Counts the rows whose observation or reward is not finite, and remembers the first one."""
         if rollout.reward.device.type == "cpu":
             fields = (rollout.next_obs, rollout.obs, rollout.reward)
-            if math.isfinite(sum(field.sum(dtype=torch.float64).item() for field in fields)):  # as it is as a rule
+            if math.isfinite(sum(field.sum(dtype=torch.float64).item() for field in fields)):  # then every term is
                 self.num_steps += len(rollout.reward)
                 self.num_envs = rollout.reward.shape[1]
                 return {"Count/bad_rows": torch.zeros(())}

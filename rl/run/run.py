@@ -1,6 +1,6 @@
-"""A training run as its user sees it: updates counted, logged and checked, checkpoints, stops, evaluation, summary.
+"""A training run as its user sees it: counts, logs and checks updates, writes checkpoints, stops, evaluates.
 
-`Run` knows nothing of losses. Every rank has one and does the same with it, except that rank 0 writes and speaks.
+`Run` knows nothing of losses. Every rank has one and makes the same calls; only rank 0 writes files and prints.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from rl.run.resume import note_learning_rate
 from rl.run.state import State, Stateful
 from rl.run.summary import summary
 
-MAX_LOG_POINTS = 1000  # of a run: to log an update takes a millisecond, and small updates take little more
+MAX_LOG_POINTS = 1000  # of a run: logging takes a millisecond, and a small update little more
 COUNTERS = ("update", "seconds", "unlogged_seconds", "step", "skipped_steps")
 
 
@@ -71,10 +71,10 @@ class Run:
         self.control = Control(
             self.ranks, self.signals, session.state.replicas, collector, self.config.steps_per_update()
         )
-        # Trainers take no sum but that of their averages, so that one carries what they tell each other.
+        # The only sum of trainers is that of their averages, so requests and checksums travel with it.
         self.averages = Averages(device, self.ranks.sum if collector else self.control.sum)
         self.finite = Finite(self.config.env.env_id, self.ranks, device)
-        # To read what ranks agreed costs nothing where nobody has to wait for a device.
+        # Reading what ranks agreed on waits for the device: on a GPU it is put off to the log points if possible.
         self.resets_in_next_step = collector is not None and collector.envs.resets_in_next_step
         self.reads_each_update = device.type == "cpu" or self.config.learner.whole_episodes or self.resets_in_next_step
         self.episodes = Episodes()
@@ -115,21 +115,21 @@ class Run:
             self.logger.finalize("success" if error is None else "failed")
 
     def updates(self) -> Iterator[float]:
-        """Counts and logs the updates of a rank that plays; gives the fraction of the run that was done before each.
+        """Counts and logs the updates of a rank that plays; yields the fraction of the run done before each.
 
         Raises:
             EnvError: An observation or a reward was not finite.
             NumericError: A loss or a gradient was not finite.
             RanksError: The weights of two ranks differ.
             DiskError: Checkpoints cannot be written.
-            StopError: A signal asked for it; a checkpoint has been written.
+            StopError: A signal requested it; a checkpoint has been written.
         """
-        # How long whole episodes take is known once they have ended, so that every update is logged.
+        # The length of whole episodes, and so the number of updates, is unknown: every update is logged.
         updates_per_point = 1 if self.config.learner.whole_episodes else math.ceil(self.num_updates / MAX_LOG_POINTS)
         every_updates, every_seconds = self.config.keep.interval()
         self.logged_at = self._clock() - self.unlogged_seconds
         self.signals.in_loop = True
-        # Where environments reset in steps of their own, the same number of steps takes a few more updates.
+        # Steps that only reset do not count, so the run takes a few more updates where environments have them.
         while (self.update < self.num_updates or self.resets_in_next_step) and (done := self.fraction_done()) < 1:
             is_due = (self.update + 1) % every_updates == 0 or time.monotonic() - self.saved_at >= every_seconds
             self.signals.save |= self.is_rank_0 and is_due
@@ -151,10 +151,10 @@ class Run:
             self._obey(self.control.save, self.control.stop)
 
     def follow(self, exchange: Exchange) -> Iterator[Samples]:
-        """The updates of a trainer: gives the samples of each, until the player says that one was the last.
+        """The updates of a trainer: yields the samples of each, up to the one that the player marks as the last.
 
         Raises:
-            StopError: The player said so; this rank has given its part of a checkpoint.
+            StopError: The player ordered it; this rank has given its part of a checkpoint.
         """
         self.signals.in_loop = True
         ended = self.step >= self.last_step
@@ -181,7 +181,7 @@ class Run:
             self.record({"Info/loss_scale": self.session.scaler.get_scale()})
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over ranks that every update takes; what ranks have to tell each other travels with it."""
+        """The sum over ranks that every update takes; requests and checksums travel with it."""
         return self.control.sum(values)
 
     def timed(self, name: str) -> contextlib.AbstractContextManager[None]:
@@ -189,7 +189,7 @@ class Run:
         return self.averages.timed(name)
 
     def record(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Records scalars; their mean over an update and over ranks is logged."""
+        """Records scalars; their mean since the last log point and over ranks is logged."""
         self.averages.add(metrics)
 
     def record_rollout(self, rollout: Rollout, metrics: Metrics) -> None:
@@ -202,7 +202,7 @@ class Run:
         self.record(self.finite.look(rollout))
 
     def learned(self, metrics: Metrics) -> bool:
-        """Records a gradient step; whether the learner ends the update after it."""
+        """Records a gradient step; returns whether the learner ends the update after it."""
         self.record(metrics)
         return self.session.learner.should_stop(metrics, self.ranks.mean)
 
@@ -211,7 +211,7 @@ class Run:
 
         Raises:
             DiskError: The last checkpoint cannot be written.
-            StopError: A signal asked for it after the last update; the last checkpoint has been written.
+            StopError: A signal requested it after the last update; the last checkpoint has been written.
         """
         content = self._gather(complete=True)
         if content is None or self.progress is None:
@@ -219,7 +219,7 @@ class Run:
         path = self.keeper.write_last(content)
         self.signals.in_loop = False  # from now on a stop takes effect at once
         self._stop(self.signals.stop, path)
-        self.progress.close()  # what follows is printed below it
+        self.progress.close()  # the summary is printed below it
         evaluation = self.keeper.evaluate_last(content)
         reached = {"Test/cumulative_reward": evaluation.total_return.mean().item()}
         self.logger.log_hyperparams(self.config.flags(), reached, self.step)
@@ -229,7 +229,7 @@ class Run:
         exit_file.write(*COMPLETE)
 
     def fraction_done(self, num_steps: int = 0) -> float:
-        """Of the steps or the episodes of the run, whichever comes first; after so many steps more."""
+        """The fraction of the run that is done, by steps or by episodes; `num_steps` is added to the steps."""
         of_steps = (self.step + num_steps) / self.last_step
         return max(of_steps, self.episodes.number / (self.config.total_episodes or math.inf))
 
@@ -246,11 +246,11 @@ class Run:
                 part.load_state_dict(state[name])
 
     def _clock(self) -> float:
-        """Seconds, without those in which something was compiled."""
+        """Seconds, without those spent on compiling."""
         return time.perf_counter() - self.execution.compile_seconds
 
     def _log(self, seconds: float) -> None:
-        """Logs the updates since the last log point, which took so many seconds."""
+        """Logs the updates since the last log point, which took `seconds`."""
         metrics = self.averages.take()
         self.finite.check(metrics, self.update)
         del metrics["Count/bad_rows"]
@@ -266,12 +266,12 @@ class Run:
             metrics["Rewards/last_100_episodes"] = self.episodes.mean_return()
         self.logger.log_metrics(metrics, self.step)
         self.progress.show(self.step, self.episodes, steps_per_second)
-        # Early changes are the large ones: a film after updates 1, 2, 4, 8, …
+        # The policy changes most at the beginning: a video after updates 1, 2, 4, 8, …
         if self.config.capture_video and self.update.bit_count() == 1:
             self.keeper.film("train_videos", f"step_{self.step}")
 
     def _obey(self, save: bool, stop: int) -> None:
-        """Writes a checkpoint where ranks agreed on it, and ends the run if a signal of this number asked for it."""
+        """Writes a checkpoint if ranks agreed on it, and ends the run if `stop` is the number of a signal."""
         if not (save or stop):
             return
         is_best = self.is_rank_0 and self.keeper.is_best(self.seconds)

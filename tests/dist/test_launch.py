@@ -1,4 +1,4 @@
-"""Who the ranks are, whoever started them."""
+"""Ranks and their processes, for every launcher."""
 
 import _ctypes
 import contextlib
@@ -75,7 +75,7 @@ def test_the_first_node_is_found_in_slurms_list(
 
 @contextlib.contextmanager
 def process(command: str, **variables: str) -> Iterator[int]:
-    """A process of bash, once it has said that it is ready."""
+    """A process of bash that has printed that it is ready."""
     started = subprocess.Popen(
         ["bash", "-c", f"{command}; echo; read"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables
     )
@@ -120,7 +120,7 @@ def test_a_rank_is_asked_to_stop_when_its_launcher_dies(monkeypatch: pytest.Monk
 
 
 def met(monkeypatch: pytest.MonkeyPatch, *processes: int) -> None:
-    """Has these processes be the ranks that have met."""
+    """Registers these processes as the ranks that have met."""
     identities = [
         {"pid": pid, "started_at": launch._status(pid).started_at, "host": socket.gethostname(), "timeout": 0.2}
         for pid in processes

@@ -105,7 +105,7 @@ def synthetic_rollout() -> Rollout:
 
 
 def _gradient(num_parts: int) -> tuple[Tensor, Tensor]:
-    """Gradient and metrics of this rank's part of the environments, averaged over the ranks."""
+    """Gradient and metrics of this rank's part of the environments, averaged over ranks."""
     size = 8 // num_parts
     rollout = Rollout(*(field[:, rank() * size : (rank() + 1) * size] for field in synthetic_rollout()))
     torch.manual_seed(0)

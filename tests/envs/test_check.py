@@ -1,4 +1,4 @@
-"""What `rl.check_env` says of environments that are wrong, and of those that are not."""
+"""The messages of `rl.check_env` for environments with mistakes, and none for correct ones."""
 
 import random
 import re

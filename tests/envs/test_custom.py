@@ -1,4 +1,4 @@
-"""CustomEnv against its specification, the checkers of two libraries, and its own batched form."""
+"""CustomEnv against its specification, the checkers of two libraries, and its batched form."""
 
 import itertools
 import warnings

@@ -1,4 +1,4 @@
-"""Environments that misbehave: each is named in one line, with the step, the seed that brings it back, and the rank."""
+"""Environments that fail: one line names the environment, the step, the seed to reproduce the episode, and the rank."""
 
 import json
 import math
@@ -37,7 +37,7 @@ SEED = environment_seed(7, 0)
 
 
 class Odd(Probe):
-    """Does at its third step what a test asks for."""
+    """Fails at its third step in the way that a test sets."""
 
     length = 1_000_000
     do: Callable[[], Any] = staticmethod(lambda: OK)
@@ -48,7 +48,7 @@ class Odd(Probe):
 
 
 class Stuck(Probe):
-    """Does not return from what a test asks for, or raises there."""
+    """Hangs or raises in the method that a test sets."""
 
     length = 1_000_000
     where = ""
@@ -87,7 +87,7 @@ class Stuck(Probe):
 
 
 class LateToMake(Probe):
-    """The second one of a process cannot be made."""
+    """The second environment of a process cannot be made."""
 
     def __init__(self) -> None:
         if os.getpid() != LateToMake.pid:
@@ -97,7 +97,7 @@ class LateToMake(Probe):
 
 
 class Meddling(Probe):
-    """Changes what is torch's, for all."""
+    """Changes global settings of torch."""
 
     def __init__(self) -> None:
         torch.set_grad_enabled(False)
@@ -252,7 +252,7 @@ def test_a_batched_class_that_misbehaves_is_named_with_its_seed(position: int | 
 
 
 class NaNAfterReset(Probe):
-    """The first observation of its second episode is none."""
+    """The first observation of its second episode is NaN."""
 
     length = 3
 

@@ -1,4 +1,4 @@
-"""The door: every kind of autoreset, every kind of space, the same steps through each."""
+"""`GymEnvs`: the same steps with every autoreset mode and every kind of space."""
 
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -19,7 +19,7 @@ from tests.probes import Probe
 
 
 class Counter(Probe):
-    """Observes how many steps its episode has had; ends after 3."""
+    """Observes the number of steps of its episode, which ends after 3."""
 
     observation_space = gym.spaces.Box(0, 10, (1,), np.float64)
     action_space = gym.spaces.Discrete(2, start=5)
@@ -66,7 +66,7 @@ def test_episodes_are_counted_once_with_their_own_rewards_and_steps(mode: Autore
 
 
 class PaidResets(SyncVectorEnv):
-    """Rewards the steps in which it only resets, which nobody has earned."""
+    """Returns rewards in the steps that only reset, where no action was taken."""
 
     def step(self, actions: np.ndarray) -> tuple[Any, ...]:
         obs, reward, *rest = super().step(actions)
@@ -81,7 +81,7 @@ def test_what_a_reset_rewards_is_of_no_episode() -> None:
 
 
 class EndsInResets(SyncVectorEnv):
-    """Says of every step that it ends an episode, so that no action is ever taken."""
+    """Reports the end of an episode at every step, so that no action is ever taken."""
 
     def step(self, actions: np.ndarray) -> tuple[Any, ...]:
         obs, reward, terminated, *rest = super().step(actions)
@@ -128,7 +128,7 @@ def test_an_environment_may_reuse_its_arrays() -> None:
 @pytest.mark.parametrize("vectorization", ["auto", "sync", "async"])
 @pytest.mark.parametrize("env_id", ["CustomEnv-v0", "CartPole-v1", "Pendulum-v1"])
 def test_rows_are_true_transitions(env_id: str, vectorization: str) -> None:
-    """Each row that has a weight is what a single environment does from the row's observation."""
+    """Each row with weight 1 is what a single environment does from the row's observation."""
     envs = make_envs(EnvConfig(env_id, num_envs=3, vectorization=vectorization))
     single = gym.make(env_id).unwrapped
     single.reset()

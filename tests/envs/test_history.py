@@ -1,4 +1,4 @@
-"""Episodes are played again from their actions, as they were asked for; of what is too long nothing is kept."""
+"""Episodes are replayed from their actions; the actions of episodes that are too long are dropped."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from tests.probes import Obs, Probe
 
 
 class InPlace(Probe):
-    """Halves the action that it is given, a usual mistake, and sees a sum of them."""
+    """Halves its argument in place, a common mistake, and observes the sum of all actions."""
 
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
     length = 1000
@@ -35,7 +35,7 @@ class InPlace(Probe):
 
 
 class FirstNeverEnds(InPlace):
-    """Ends after 20 steps, but the first environment of a run never does."""
+    """Ends after 20 steps, except the first environment of a run, which never ends."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
         self.length = 10**9 if seed == environment_seed(7, 0) else 20
@@ -76,7 +76,7 @@ def test_an_endless_episode_keeps_no_more_rows_than_it_may_and_costs_the_others_
                 part if len(part) <= max_steps else [] for part in played
             ]
     assert most <= max_steps
-    assert len(history.actions) <= 1024 + 40 or max_steps < 1024  # of the endless one nothing
+    assert len(history.actions) <= 1024 + 40 or max_steps < 1024  # no actions of the endless episode are kept
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])

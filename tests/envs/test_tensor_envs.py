@@ -1,4 +1,4 @@
-"""Environments in tensors, against Gymnasium's own and against the same run done another way."""
+"""Environments in tensors, against Gymnasium's and against the same run done another way."""
 
 import math
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ NO_NOISE = torch.empty(1, 0)
 
 
 class Recording(NamedTuple):
-    """Steps of Gymnasium's environment; every field is [K, ...]."""
+    """Steps of a Gymnasium environment; every field is [K, ...]."""
 
     state: Tensor
     action: Tensor
@@ -37,7 +37,7 @@ class Recording(NamedTuple):
 
 
 def start_anywhere(env: Any, env_id: str, generator: np.random.Generator) -> None:
-    """Starts an episode, for some problems far from where they start: random actions would never end them."""
+    """Starts an episode, for some environments far from their initial states: random actions would never end it."""
     env.reset(seed=int(generator.integers(2**31)))
     if env_id == "CustomEnv-v0":
         env.position, env.velocity = generator.uniform(-1.9, 1.9), generator.uniform(-1, 1)
@@ -148,7 +148,7 @@ def test_two_objects_without_a_seed_start_other_episodes() -> None:
 
 
 class CountsFromOne(CartPole):
-    """CartPole whose actions are 1 and 2."""
+    """CartPole with the actions 1 and 2."""
 
     action_space = gym.spaces.Discrete(2, start=1)
 
@@ -228,7 +228,7 @@ def test_two_ranks_collect_to_rounding_what_one_rank_with_all_their_environments
         with torch.no_grad():
             return make_collector(envs, policy, seed=1, first_env=first_env).collect(25)
 
-    # A network's product over 6 rows need not have the last bits of one over 3, and what is not exact drifts apart.
+    # A matrix product of 6 rows may differ from one of 3 rows in its last bits, and such differences grow.
     half = num_envs // 2
     whole, halves = collect(num_envs, 0), [collect(half, first_env) for first_env in (0, half)]
     for name, field, *parts in zip(Rollout._fields, whole, *halves, strict=True):

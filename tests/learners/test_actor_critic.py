@@ -1,4 +1,4 @@
-"""The actor-critic's losses against exact expectations and worked examples, and its memory."""
+"""The actor-critic's losses against exact expectations and worked examples, and its replay buffer."""
 
 import math
 
@@ -15,7 +15,7 @@ NUM_STATES, NUM_ACTIONS = 3, 2
 
 
 class Table(nn.Module):
-    """An agent whose logits and values are a table by state, which an observation names."""
+    """An agent whose logits and values are a table, indexed by the observation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,8 +42,8 @@ def gradients(learner: ActorCritic, agent: Table, batch: Transitions) -> tuple[T
 
 
 def test_old_actions_give_the_gradient_of_the_present_policy() -> None:
-    # All actions of a state, each as often as the policy that acted would have taken it.
-    agent, behaviour = Table(), torch.tensor([0.8, 0.2])
+    # All actions of a state, each in proportion to its probability under the policy that acted.
+    agent, behavior = Table(), torch.tensor([0.8, 0.2])
     reward, after = torch.tensor([1.0, 3.0]), [1, 2]
     learner = ActorCriticConfig(
         gamma=0.9, rho_clip=100.0, vf_coef=1.0, ent_coef=0.0, normalize_values=False, normalize_advantages=False
@@ -52,9 +52,9 @@ def test_old_actions_give_the_gradient_of_the_present_policy() -> None:
         obs=[0, 0],
         next_obs=after,
         action=[0, 1],
-        log_prob=behaviour.log().tolist(),
+        log_prob=behavior.log().tolist(),
         reward=reward.tolist(),
-        weight=(2 * behaviour).tolist(),  # the loss is a mean
+        weight=(2 * behavior).tolist(),  # the loss is a mean
     )
     actor, critic = gradients(learner, agent, batch)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""PPO's mathematics against worked examples, stable-baselines3 and itself by another way."""
+"""PPO's mathematics against worked examples, stable-baselines3, and the same computation done another way."""
 
 from dataclasses import replace
 
@@ -44,7 +44,7 @@ def gradient(learner: PPO, agent: Agent, rows: Rows) -> Tensor:
 
 
 def moved(agent: Agent) -> Agent:
-    """The agent some way from where it acted, so that ratios differ from 1."""
+    """The agent with other weights than those that acted, so that ratios differ from 1."""
     with torch.no_grad():
         for parameter in agent.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
@@ -197,19 +197,19 @@ def test_no_reset_row_enters_the_loss() -> None:
         target=torch.where(resets.flatten(), 1e3, dirty.target),
     )
     assert torch.equal(gradient(learner, moving, clean), gradient(learner, moving, dirty))
-    # The remaining rows weigh as if the others had never been there.
+    # The remaining rows have the weights that they would have without the others.
     kept = Rows(*(field[~resets.flatten()] for field in clean))
     alone = gradient(learner, moving, kept._replace(weight=torch.ones_like(kept.weight)))
     assert torch.allclose(gradient(learner, moving, clean), alone, rtol=1e-4, atol=1e-6)
 
 
-def test_advantages_are_normalised_over_the_rows_that_count() -> None:
+def test_advantages_are_normalized_over_the_rows_that_count() -> None:
     agent = agent_for()
     rollout = collect(agent, vectorization="auto")
-    raw, normalised = (prepare(PPOConfig(normalize_advantages=flag).build(), agent, rollout) for flag in (False, True))
+    raw, normalized = (prepare(PPOConfig(normalize_advantages=flag).build(), agent, rollout) for flag in (False, True))
     kept = raw.advantage[raw.weight > 0]
     expected = (raw.advantage - kept.mean()) / kept.std()
-    assert torch.allclose(normalised.advantage, expected, atol=1e-5)
+    assert torch.allclose(normalized.advantage, expected, atol=1e-5)
     assert raw.weight.mean().item() == pytest.approx(1, rel=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""REINFORCE: its gradient against the analytic one, its returns, and that it learns from whole episodes only."""
+"""REINFORCE: its gradient against the analytic one, its returns, and its whole episodes."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from rl.rollout import Rollout, make_collector
 
 
 class Bandit(nn.Module):
-    """An agent that sees nothing."""
+    """An agent that ignores its observation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Bandit(nn.Module):
 
 
 def pulled(action: Tensor, reward: Tensor) -> Rollout:
-    """Episodes of one step each."""
+    """Episodes of one step each, with these arms."""
     zeros, ones = torch.zeros_like(reward), torch.ones_like(reward)
     ended = ones.bool()
     obs = zeros[..., None]
@@ -116,7 +116,7 @@ def test_returns_to_go_are_discounted_sums_to_the_episodes_end() -> None:
             assert ours[start, env].item() == pytest.approx(total, rel=1e-5)
 
 
-def test_normalised_returns_have_mean_0_and_deviation_1_over_the_rows_that_count() -> None:
+def test_normalized_returns_have_mean_0_and_deviation_1_over_the_rows_that_count() -> None:
     action = torch.tensor([[0, 1, 0, 1]])
     rollout = pulled(action, torch.tensor([[1.0, 2.0, 6.0, 99.0]]))._replace(weight=torch.tensor([[1.0, 1, 1, 0]]))
     rows = rows_of(ReinforceConfig().build(), Bandit(), rollout)

@@ -1,4 +1,4 @@
-"""The replay buffer: what it keeps, how it draws, and that it can be put back."""
+"""The replay buffer: what it keeps, how it samples, and that it is restored."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The network's shape, its initial weights, and what precision leaves it with."""
+"""The network's shape, its initial weights, and its dtypes."""
 
 import pytest
 import torch

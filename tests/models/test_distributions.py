@@ -1,4 +1,4 @@
-"""Distributions against torch.distributions, and their samples against their own probabilities."""
+"""Distributions against torch.distributions, and samples against their probabilities."""
 
 import math
 

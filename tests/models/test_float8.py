@@ -1,4 +1,4 @@
-"""Float8 layers: which there are, and that they compute what 8-bit numbers say."""
+"""Float8 layers: which layers are converted, and that they multiply 8-bit numbers."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def agent_for(hidden_size: int = 64) -> Agent:
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values as 8-bit numbers, scaled so that the largest is the largest that there is."""
+    """Values as 8-bit numbers, scaled so that the largest becomes the largest 8-bit number."""
     scale = torch.finfo(dtype).max / values.abs().max()
     return (values * scale).to(dtype).float() / scale
 
@@ -39,7 +39,7 @@ def test_a_layer_multiplies_e4m3_numbers_and_its_gradients_are_products_of_e5m2_
     assert torch.allclose(output, rows8 @ weight8.T + bias, atol=1e-5)
     assert torch.allclose(rows.grad, towards8 @ weight8, atol=1e-4)
     assert torch.allclose(layer[0].weight.grad, towards8.T @ rows8, atol=1e-4)
-    # And that is another product than that of the numbers themselves.
+    # This differs from the product of the unrounded numbers.
     assert not torch.allclose(output, rows @ weight.T + bias, atol=1e-3)
 
 

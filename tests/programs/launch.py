@@ -1,4 +1,4 @@
-"""Starts the programs as a user does, and reads what they leave."""
+"""Starts the programs as a user does, and reads their files."""
 
 import contextlib
 import os
@@ -32,13 +32,13 @@ def decoupled(*flags: str, ranks: int = 3, options: tuple[str, ...] = ()) -> sub
 
 
 def fabric_command(program: str, *flags: str, ranks: int, options: tuple[str, ...] = ()) -> list[str]:
-    """`fabric run` of a program, on a port of its own."""
+    """The command `fabric run` for a program, with its own port."""
     port = f"--main-port={free_port()}"
     return [str(BIN / "fabric"), "run", f"--devices={ranks}", port, *options, str(ROOT / program), *flags]
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -50,7 +50,7 @@ def torchrun(*flags: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
 
 
 def start(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command, run to its end in the present folder; none of its processes may outlive it."""
+    """Runs a command to its end in the current folder; checks that none of its processes outlives it."""
     mark = uuid.uuid4().hex
     result = subprocess.run(
         [str(part) for part in command],
@@ -73,15 +73,15 @@ def marked(mark: str) -> Iterator[psutil.Process]:
 
 
 def marked_environment(mark: str) -> dict[str, str]:
-    """Variables by which `marked` finds a command's processes, however they were started."""
+    """Environment variables by which `marked` finds all processes of a command."""
     return os.environ | {"GLOO_SOCKET_IFNAME": "lo", "RL_TEST_MARK": mark}
 
 
 class Started:
-    """A program that runs until something is done to it."""
+    """A program that runs until a test ends it."""
 
     def __init__(self, *command: str, **variables: str) -> None:
-        """Starts it in the present folder."""
+        """Starts it in the current folder."""
         self.mark = uuid.uuid4().hex
         self.process = subprocess.Popen(
             command,
@@ -95,7 +95,7 @@ class Started:
         return [process for process in marked(self.mark) if process.status() != psutil.STATUS_ZOMBIE]
 
     def rank(self, number: int) -> psutil.Process:
-        """A rank's process, and not one of its environments'."""
+        """The process of a rank, not of its environments."""
         ranks = [p for p in self.processes() if p.environ().get("RANK") == str(number)]
         return next(process for process in ranks if process.parent().environ().get("RANK") is None)
 
@@ -107,7 +107,7 @@ class Started:
             time.sleep(0.1)
 
     def end(self, within: float) -> str:
-        """What it said on standard error until its end, which comes by itself."""
+        """Waits until it ends by itself; returns its standard error."""
         _, error = self.process.communicate(timeout=within)
         deadline = time.monotonic() + 5
         while self.processes() and time.monotonic() < deadline:
@@ -128,7 +128,7 @@ def started(*command: str, **variables: str) -> Iterator[Started]:
 
 
 def succeeded(result: subprocess.CompletedProcess[str]) -> str:
-    """What a program printed that must have ended well."""
+    """The output of a program, which must have succeeded."""
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -140,12 +140,12 @@ def run_folder(program: str) -> Path:
 
 
 def agent_of(folder: Path) -> dict[str, Tensor]:
-    """The trained agent's state."""
+    """The state dict of the trained agent."""
     return torch.load(folder / "last.ckpt", weights_only=True)["agent"]
 
 
 def hyperparameters(folder: Path) -> set[str]:
-    """Names of the flags that TensorBoard shows beside the run's result."""
+    """Names of the hyperparameters that TensorBoard shows for the run."""
     events = EventAccumulator(str(folder)).Reload()
     plugin_data = HParamsPluginData.FromString(
         events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
@@ -160,5 +160,5 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def log_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The scalars of a run that do not tell how long something took."""
+    """The scalars of a run, except durations."""
     return {tag: series for tag, series in scalars(folder).items() if not tag.startswith("Time/")}

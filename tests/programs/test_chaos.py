@@ -1,4 +1,4 @@
-"""A short version of tests/chaos.py, which kills real runs and compares what they end with."""
+"""A short run of tests/chaos.py, which kills real runs and compares their final states."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""The programs with environments in tensors, eager and compiled, and with an environment of the reader's own."""
+"""The programs with environments in tensors, eager and compiled, and with the environment of the README."""
 
 import json
 import re

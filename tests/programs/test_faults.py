@@ -1,4 +1,4 @@
-"""What can go wrong while a program runs: it ends with a message, the right exit code, and nothing left running."""
+"""Faults while a program runs: it ends with a message and the right exit code, and leaves no process behind."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ ALONE = (sys.executable, str(ROOT / "train_torch.py"))
 
 
 def launcher_variables(num_local: int) -> dict[str, str]:
-    """What a launcher of two ranks sets for both, of which so many are on this machine."""
+    """The variables that a launcher of two ranks sets, with this number of ranks on this machine."""
     local = {"LOCAL_WORLD_SIZE": str(num_local)}
     return local | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
@@ -127,7 +127,7 @@ def test_a_rank_that_is_stopped_is_named_after_the_time_limit() -> None:
         stopped.train()
         stopped.process.send_signal(signal.SIGSTOP)
         error = other.end(within=40)
-        assert stopped.process.wait(10) == -signal.SIGKILL  # what hangs in a run that has ended is nobody's
+        assert stopped.process.wait(10) == -signal.SIGKILL  # nobody waits for what hangs after the end of a run
     assert other.process.returncode == 69
     assert f"error: ranks have lost each other: rank 0 (process {stopped.process.pid}) is stopped" in error
 

@@ -1,4 +1,4 @@
-"""The learners beside PPO, low precision, and numbers that are not finite, in the programs."""
+"""The programs with learners other than PPO, with low precision, and with numbers that are not finite."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Several nodes, which launchers of one machine stand for, that talk over the loopback interface; and Slurm."""
+"""Several nodes, simulated by launchers on one machine that communicate over loopback; and Slurm."""
 
 import contextlib
 from pathlib import Path
@@ -12,7 +12,7 @@ FLAGS += ["--total-timesteps", "640", "--execution", "eager", "--checkpoint-ever
 
 
 def together(*programs: tuple[list[str], dict[str, str]]) -> None:
-    """Runs command lines, with variables each, at once; all have to end well."""
+    """Runs commands at once, each with its environment variables; all must succeed."""
     with contextlib.ExitStack() as stack:
         running = [stack.enter_context(started(*command, **variables)) for command, variables in programs]
         errors = [program.end(within=90) for program in running]

@@ -105,7 +105,7 @@ def test_fabric_and_torch_end_with_the_same_parameters(variant: str) -> None:
         assert hyperparameters(folder) == set(Config().flags())
         assert json.loads((folder / "config.json").read_text())["total_timesteps"] in (150, 3000)
         logged, num_updates = scalars(folder)["Count/steps"], 3000 // (ranks * 128)
-        if variant != "uneven-minibatches":  # those that only reset are none
+        if variant != "uneven-minibatches":  # steps that only reset do not count
             assert sum(number for _, number in logged) == logged[-1][0] >= num_updates * ranks * 128
             assert (len({number for _, number in logged}) > 1) == ("CartPole" in flags)
 

@@ -1,4 +1,4 @@
-"""Checkpoints as files: whole or absent, damage is found, and nothing in one is executed."""
+"""Checkpoints as files: complete or absent, damage is detected, and nothing in one is executed."""
 
 import hashlib
 import io
@@ -38,7 +38,7 @@ FLAGS = ["--hidden-sizes", "8", "--no-shared-encoder", "--activation-function", 
 
 
 def content_of(agent: Agent, *flags: str, update: int = 1) -> dict[str, Any]:
-    """What a checkpoint of a run with these flags holds."""
+    """The content of a checkpoint of a run with these flags."""
     return {
         "format": FORMAT,
         "agent": agent.state_dict(),
@@ -163,12 +163,12 @@ def test_a_small_file_that_would_fill_the_memory_is_not_unpacked(tmp_path: Path)
     assert len(data) < 10**5
     with pytest.raises(CheckpointError, match=r"x\.ckpt: is compressed, which no checkpoint of this program is"):
         read_checkpoint(tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match="is compressed"):  # what a rank has kept
+    with pytest.raises(CheckpointError, match="is compressed"):  # the state of a rank
         from_bytes(torch.frombuffer(bytearray(small.getvalue()), dtype=torch.uint8))
 
 
 def change(content: dict[str, Any], place: str, value: object) -> dict[str, Any]:
-    """The content with another value at a place such as config.network.hidden_sizes."""
+    """The content with another value at a path such as config.network.hidden_sizes."""
     name, _, rest = place.partition(".")
     if rest:
         value = change(content[name], rest, value)
@@ -203,7 +203,7 @@ CHANGES = [
 def test_a_field_that_no_run_would_have_written_is_refused_in_one_line(
     place: str, value: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The digest is right: whoever forges a checkpoint can compute it."""
+    """The digest is correct, since a forger can compute it."""
     write_checkpoint(Path("x.ckpt"), change(OLD, place, value))
     monkeypatch.setattr("sys.argv", ["x", "--resume", "x.ckpt"])
     with pytest.raises(SystemExit) as exit_:
@@ -227,7 +227,7 @@ def in_child(action: Callable[[], None]) -> int:
 
 
 def dying_at(moment: int, path: Path) -> Callable[[], None]:
-    """Writes a checkpoint, and dies before the line of that number."""
+    """Writes a checkpoint, and dies before the line with this number."""
     lines = 0
 
     def trace(frame: FrameType, event: str, arg: object) -> Any:
@@ -259,7 +259,7 @@ def test_whenever_the_writer_dies_the_file_is_the_old_one_or_the_new_one(tmp_pat
         assert code == 9
     assert code == 0 and len(found) > 10
     assert found == sorted(found) and set(found) == {1, 2}
-    # What a dead writer left does not hinder the next.
+    # What a dead writer left does not block the next one.
     write_checkpoint(path, OLD)
     assert [file.name for file in tmp_path.iterdir()] == ["x.ckpt"]
 
@@ -321,7 +321,7 @@ def test_what_cannot_be_written_is_never_a_silent_success(tmp_path: Path) -> Non
 
 
 def test_it_is_written_beside_where_it_will_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that it is renamed and not copied, wherever the folder for temporary files is."""
+    """Renaming does not copy, wherever the folder for temporary files is."""
     replaced: list[tuple[Path, Path]] = []
     monkeypatch.setattr(Path, "replace", lambda path, other: replaced.append((path, other)))
     write_checkpoint(tmp_path / "x.ckpt", NEW)

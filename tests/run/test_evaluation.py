@@ -1,4 +1,4 @@
-"""Greedy episodes: one a piece, whole, reproducible; and films of them."""
+"""Evaluation: one whole greedy episode for each environment, reproducible; and videos."""
 
 from contextlib import closing
 from dataclasses import replace
@@ -18,7 +18,7 @@ from rl.seeding import environment_seed, evaluation_seed
 
 
 class Balancer(Agent):
-    """A CartPole policy that needs no learning: push to where the pole falls."""
+    """A CartPole policy without learning: push in the direction in which the pole falls."""
 
     def forward(self, obs: torch.Tensor) -> tuple[object, torch.Tensor]:
         distribution, value = super().forward(obs)

@@ -1,4 +1,4 @@
-"""What goes wrong inside a process: said in one line, with the right exit code, and the last checkpoint intact."""
+"""Faults inside a process: one line, the right exit code, and an intact last checkpoint."""
 
 import errno
 import json
@@ -100,7 +100,7 @@ def test_a_stop_in_the_final_evaluation_is_no_failure_of_the_environment(
 
 
 def failing_writes(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
-    """Has these writes of checkpoints, counted from 1, find a full disk."""
+    """Makes these writes of checkpoints, counted from 1, fail with a full disk."""
     written = 0
 
     def write(path: Path, content: Any) -> None:
@@ -157,7 +157,7 @@ CASES = {
 
 
 def _agreed() -> dict[str, tuple[Tensor, int, bool, bool]]:
-    """What a rank knows after a sum, where rank 1 was asked something or changed a weight."""
+    """What a rank knows after a sum, if rank 1 received a request or changed a weight."""
     ranks = Ranks.of()
     known = {}
     for name, (change, stop, save) in CASES.items():

@@ -1,4 +1,4 @@
-"""What is shown: scalars in TensorBoard, plain lines outside a terminal."""
+"""Logging: scalars in TensorBoard, plain lines outside a terminal."""
 
 import math
 from pathlib import Path

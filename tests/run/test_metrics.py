@@ -1,4 +1,4 @@
-"""Numbers that are not finite: they stop a run with a message that says where, and never reach a weight."""
+"""Numbers that are not finite: they stop a run with a message that locates them, and never reach a weight."""
 
 import math
 from pathlib import Path
@@ -27,7 +27,7 @@ OK = {"Count/bad_rows": 0.0, "Loss/policy_loss": 1.0, "Info/grad_norm": 2.0}
 
 
 class NotANumberInTensors(CustomTensorEnv):
-    """One environment sees one at step 6: that which started from a certain noise, as environment 3 of 5 does."""
+    """One environment observes NaN at step 6: the one that started from certain noise, which is environment 3 of 5."""
 
     def initial(self, noise: Tensor) -> Tensor:
         return torch.cat([torch.zeros_like(noise), noise], dim=-1)  # the step, and which it is
@@ -48,7 +48,7 @@ rl.register_tensor_env("NotANumberInTensors-v0", NotANumberInTensors)
 
 
 def train(env_id: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Weights, str]:
-    """Runs the program until it stops: the weights that it trained, and what it says."""
+    """Runs the program until it stops; returns the weights and the message."""
     made: list[Weights] = []
 
     class Kept(Weights):

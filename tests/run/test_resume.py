@@ -1,4 +1,4 @@
-"""A run that is resumed from a checkpoint ends as it would have without the pause, bit for bit."""
+"""A run that is resumed from a checkpoint ends as without the interruption, bit for bit."""
 
 import errno
 import os
@@ -48,7 +48,7 @@ def whole_run(monkeypatch: pytest.MonkeyPatch, *flags: str) -> Path:
 
 
 def as_it_was(folder: Path, update: int) -> Path:
-    """A copy of a run's folder as it was when the machine stopped some time after this update."""
+    """A copy of a run's folder, as if the machine had stopped some time after this update."""
     copy = Path(f"run{update}")
     shutil.copytree(folder, copy)
     for name in ("last.ckpt", "exit.json"):
@@ -91,7 +91,7 @@ def test_a_resumed_run_ends_with_the_same_bits_and_the_same_log(variant: str, mo
 def test_the_log_of_a_run_resumed_in_the_same_second_is_read_after_what_it_corrects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """TensorBoard reads event files in the order of their names: seconds, host, process, and a number, 10 before 9."""
+    """TensorBoard reads event files in the order of their names: seconds, host, process, and a number (10 before 9)."""
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
     folder = whole_run(monkeypatch, *STEPS.split())
     copy, began_at = as_it_was(folder, 1), time.time()
@@ -112,7 +112,7 @@ def test_a_checkpoint_between_two_points_of_the_log_keeps_what_was_recorded(monk
         train(monkeypatch, "--resume", str(copy))
         assert differences(final_state(folder), final_state(copy)) == []
         assert log_of(copy) == expected_log
-    copy = as_it_was(folder, NUM_UPDATES)  # all is done but the end
+    copy = as_it_was(folder, NUM_UPDATES)  # all updates are done, but not the end of the run
     train(monkeypatch, "--resume", str(copy))
     assert differences(final_state(folder), final_state(copy)) == []
 
@@ -156,7 +156,7 @@ def test_a_complete_run_is_left_as_it_is_and_resumed_for_a_larger_total(
 
 
 def dying_at(monkeypatch: pytest.MonkeyPatch, update: int, *flags: str) -> None:
-    """A run that dies before it can write the checkpoint of this update."""
+    """A run that dies before it writes the checkpoint of this update."""
 
     def write(path: Path, content: dict[str, Any]) -> None:
         if content["run"]["update"] == update:
@@ -436,7 +436,7 @@ def test_a_run_of_one_rank_is_resumed_by_two_that_have_as_many_environments(
     succeeded(result)
     assert result.stderr.count("note: resumed on 2 ranks instead of 1: the run continues from the same state") == 1
     alone, together = log_of(folder), log_of(copy)
-    # The next rollout is the same, whoever plays it; what is learned from it on two ranks is not, to the bit.
+    # The next rollout is the same on any number of ranks; the last bits of what is learned from it are not.
     for tag in ("Rewards/rew_avg", "Game/ep_len_avg", "Info/explained_variance"):
         assert together[tag][:4] == alone[tag][:4]
         assert together[tag][4] == (640, pytest.approx(alone[tag][4][1], rel=1e-4))
