@@ -27,7 +27,7 @@ from rl.envs.spaces import Spaces
 from rl.errors import CheckpointError, EnvError, UserError, one_line
 from rl.models.agent import Agent, Network
 
-FORMAT = 1  # of `Content`; raise it with every change that older versions cannot read
+FORMAT = 2  # of `Content`; raise it with every change that older versions cannot read
 _COMMENT_SIZE = len(b"sha256 ") + 64
 
 
