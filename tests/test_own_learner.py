@@ -2,12 +2,12 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 from torch import Tensor
 
 import train_torch
@@ -17,7 +17,7 @@ from rl.learners.learner import Metrics
 from rl.rollout import Rollout
 from rl.run.run import Run
 from tests.a2c import A2C, A2CConfig
-from tests.programs.launch import scalars
+from tests.programs.launch import ROOT, scalars, start, succeeded
 from tests.states import differences, final_state
 
 FLAGS = "a2c --num-envs 8 --total-timesteps 1536 --hidden-sizes 16 16 --eval-episodes 1 --vectorization native"
@@ -84,9 +84,12 @@ def test_samples_without_weights_are_refused_before_anything_is_learned(
     assert "Forgetful.prepare: returned samples of obs; must have a field `weight`" in capsys.readouterr().err
 
 
-def test_a_configuration_has_no_state_so_that_a_second_run_is_like_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_in_one_process_are_like_one_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The replay buffer of the first is not the second's, though both take their flags from the same defaults."""
     flags = "actor-critic --num-envs 4 --total-timesteps 512 --hidden-sizes 16 16 --eval-episodes 1 --exp-name"
-    first, second = (final_state(train(monkeypatch, f"{flags} {name}")) for name in ("first", "second"))
-    assert differences(first, second) == []
-    weights = [torch.cat([w.flatten() for w in state["agent"].values()]) for state in (first, second)]
-    assert torch.equal(*weights) and weights[0].numel() > 300
+    states = [final_state(train(monkeypatch, f"{flags} {name}")) for name in ("first", "second")]
+    succeeded(start(sys.executable, ROOT / "train_torch.py", *flags.split(), "alone"))
+    (alone,) = Path("logs/torch_logs").glob("*_alone_*")
+    for state in states:
+        assert differences(state, final_state(alone)) == []
+    assert sum(weight.numel() for weight in states[0]["agent"].values()) > 300
