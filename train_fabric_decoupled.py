@@ -121,8 +121,6 @@ def trainer(config: DecoupledConfig) -> None:
 
 def fabric_on(device: torch.device, config: DecoupledConfig) -> Fabric:
     """A Fabric for this rank alone."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # CUDA graphs are recorded on the current device
     return Fabric(accelerator=device.type, strategy=SingleDeviceStrategy(device), precision=precision_flag(config))
 
 

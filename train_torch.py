@@ -31,8 +31,6 @@ def main(config: Config[Any]) -> None:
     device = config.device()
     with Session(config, PROGRAM, device) as session:
         join_ranks(config, "nccl" if config.cuda else "gloo", session.folder)
-        if config.cuda:
-            torch.cuda.set_device(device)
         ranks = Ranks.of()
         scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "16-mixed")
         agent = session.make_agent(ranks, config.precision, scaler)

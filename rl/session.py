@@ -52,6 +52,8 @@ class Session:
         """
         self.config, self.program, self.device = config, program, device
         self.plays = plays
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # CUDA graphs are captured on the current one
         self.learner: AnyLearner = config.learner.build()
         self.execution: Execution = config.make_execution(device)
         with contextlib.ExitStack() as stack:
@@ -86,6 +88,7 @@ class Session:
             to_float8(self.agent, self.device)
         # Also on a rank that does not learn: where weights lie in memory affects the last bits of a product.
         self.weights = Weights(self.agent)
+        ranks.broadcast(self.weights.vector.detach())  # CPUs of different kinds may initialize differently
         if learns:
             self.scaler = scaler if scaler and scaler.is_enabled() else None
             rates = config.learner

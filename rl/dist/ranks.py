@@ -73,6 +73,12 @@ class Ranks:
             dist.all_reduce(values, group=self.group)
             values /= self.size
 
+    def broadcast(self, values: Tensor) -> None:
+        """Overwrites every rank's values with those of the first."""
+        if self.size > 1:
+            source = 0 if self.group is None else dist.get_global_rank(self.group, 0)
+            dist.broadcast(values, source, group=self.group)
+
     def gather_bytes(self, data: Tensor) -> list[Tensor]:
         """All ranks' bytes [B_r] (uint8) in the order of ranks, on rank 0; an empty list on the others."""
         if self.size == 1:

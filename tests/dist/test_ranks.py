@@ -60,14 +60,17 @@ def _meet() -> tuple[object, ...]:
     averages.add({"nothing": torch.tensor(0.0)}, count=0)
     means = averages.take()
     shared = tuple(ranks.share(mixed_rows(4, start=4 * rank())))
-    return (ranks.rank, ranks.size), ranks.sum(own), ranks.mean(own), own, shared, means
+    first = own.clone()
+    ranks.broadcast(first)
+    return (ranks.rank, ranks.size), ranks.sum(own), ranks.mean(own), own, first, shared, means
 
 
 def test_ranks_sum_average_and_share(tmp_path: Path) -> None:
-    for number, (place, total, mean, own, shared, means) in enumerate(in_ranks(_meet, 3, tmp_path)):
+    for number, (place, total, mean, own, first, shared, means) in enumerate(in_ranks(_meet, 3, tmp_path)):
         assert place == (number, 3)
         assert total.tolist() == [6, 30] and mean.tolist() == [2, 10]
         assert own[0] == 1 + number  # not summed in place
+        assert first.tolist() == [1, 10]
         assert_same_bytes(Mixed(*shared), mixed_rows(12))
         assert means == {"mean": 3, "sum": 2}
 
