@@ -34,8 +34,15 @@ Memory = Literal["episodes", "snapshot", "none"]
 
 @QUIET
 def as_float32(values: Any) -> NDArray[np.float32]:
-    """A copy in float32; numbers beyond its range become infinite."""
-    return np.array(values, np.float32)
+    """A copy in float32; numbers beyond its range become infinite.
+
+    It lies in memory of PyTorch's, which is aligned to 64 bytes: NumPy's may begin anywhere, and the last bits of a
+    matrix product depend on where its factors begin.
+    """
+    source = np.asarray(values)
+    copy: NDArray[np.float32] = torch.empty(source.shape, dtype=torch.float32).numpy()
+    copy[...] = source
+    return copy
 
 
 class GymEnvs:
@@ -129,7 +136,7 @@ class GymEnvs:
         """The observations [N, D] that the actions led to, which are not `obs` where this step reset an episode."""
         if self.resets_in_next_step:
             return obs
-        next_obs = obs.copy()
+        next_obs = as_float32(obs)
         final_obs = self.guard.call(lambda: np.stack(info["final_obs"][ended]))
         next_obs[ended] = as_float32(final_obs).reshape(-1, self.spaces.obs_size)
         return next_obs

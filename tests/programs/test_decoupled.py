@@ -19,7 +19,6 @@ from tests.programs.test_programs import SMALL, TAGS
 
 FOLDER = "fabric_decoupled_logs"
 EXCHANGE_TAGS = {
-    "Info/loss_scale",
     "Time/player_wait_seconds",
     "Time/trainer_wait_seconds",
     "Time/transfer_seconds",
