@@ -17,8 +17,9 @@ from torch.optim import Adam
 
 from rl.cli import command_line
 from rl.config import CONFIGS, Config, Precision
+from rl.dist.launch import world_size
 from rl.dist.ranks import Ranks
-from rl.errors import require
+from rl.errors import UserError, require
 from rl.learners.learner import Metrics, gradient_metrics
 from rl.run.folder import RunFolder, join_ranks
 from rl.session import Session
@@ -97,6 +98,8 @@ def told_to_fabric() -> dict[str, Any]:
     """
     strategy = os.environ.get("LT_STRATEGY", "auto")
     require(strategy.startswith(("auto", "ddp")), "--strategy", strategy, "gradients are averaged by ddp here")
+    if world_size() > 1 and "LT_CLI_USED" not in os.environ:
+        raise UserError(f"{world_size()} ranks: start this program with fabric run, or train_torch.py with torchrun")
     told: dict[str, Any] = {}
     if (precision := os.environ.get("LT_PRECISION")) is not None:
         told["precision"] = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(precision, precision)

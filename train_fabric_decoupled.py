@@ -7,6 +7,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports below prints no tracebac
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from typing import Any, cast
 
@@ -135,8 +136,8 @@ def group_trainers(config: DecoupledConfig) -> dist.ProcessGroup:
 def make_exchange(config: DecoupledConfig, session: Session) -> Exchange:
     """This rank's end of the exchange; both ends take dtypes and shapes from a row of a single environment."""
     agent, learner = session.agent, session.learner
-    with torch.no_grad():
-        rollout = make_collector(one_env(config).to(session.device), agent, seed=config.seed, first_env=0).collect(1)
+    with torch.no_grad(), closing(one_env(config)) as env:
+        rollout = make_collector(env.to(session.device), agent, seed=config.seed, first_env=0).collect(1)
         estimates = learner.estimate(agent, rollout)
         like, _ = learner.prepare(rollout, estimates, estimates.sums)
         _, metrics = learner.loss(agent, like)

@@ -22,7 +22,7 @@ from rl.compilers import keep_caches_private
 from rl.config import CONFIGS, Config
 from rl.dist.launch import check_variables, end_with_launcher, rank, take_slurm_ranks
 from rl.dist.ranks import choose_threads
-from rl.envs.make import has_tensor_form
+from rl.envs.make import has_gymnasium_form, has_tensor_form
 from rl.errors import USAGE_ERROR, CheckpointError, UserError, require
 from rl.models.agent import LARGEST_DEPTH
 from rl.reporting import let_rank_0_speak, note, note_end, reported
@@ -37,7 +37,7 @@ RENAMED = {  # flags of earlier versions
     "--execution compiled": "--execution compile",
     "--execution captured": "--execution cudagraphs",
     "--env-backend tensor": "--vectorization tensor",
-    "--env-backend gymnasium": "",
+    "--env-backend gymnasium": "--vectorization auto",  # and not in tensors: `command_line` sees to it
 }
 
 
@@ -97,11 +97,15 @@ def settle_process(config: Config[Any]) -> None:
 
 
 def with_tensor_form(config: ConfigType) -> ConfigType:
-    """Takes `--vectorization auto` to mean the environment's tensor form where rollouts are compiled; says so.
+    """Takes `--vectorization auto` to mean the tensor form where there is no other or rollouts are compiled; says so.
 
     The flags of the run then name that form, so a resumed run keeps it whatever its length.
     """
-    if config.env.vectorization != "auto" or config.collects_eagerly() or not has_tensor_form(config.env):
+    if config.env.vectorization != "auto" or not has_tensor_form(config.env):
+        return config
+    if not has_gymnasium_form(config.env):
+        return replace(config, env=replace(config.env, vectorization="tensor"))
+    if config.collects_eagerly():
         return config
     note(
         f"this run is compiled, so it uses the tensor form of {config.env.env_id}; for Gymnasium's use --vectorization"
@@ -153,10 +157,14 @@ def read_flags(
                 raise CheckpointError(f"--resume: the run is one of {name}, not of {arguments[0]}")
             choices = {name: own}
             config = parse(arguments, choices)
+            if config.env.vectorization == "auto":  # which was resolved when the run began
+                if own.env.vectorization == "tensor" and "gymnasium" in " ".join(arguments):
+                    raise CheckpointError("--resume: the run has --vectorization tensor; leave --env-backend out")
+                config = replace(config, env=replace(config.env, vectorization=own.env.vectorization))
         config = replace(config, keep=replace(config.keep, resume=resume))
     _, changes = in_new_spelling(arguments, choices[learner_of(arguments, choices)].network.hidden_sizes)
     for old, new in changes.items():
-        note(f"{old} is now {new or '--vectorization native or sync'}")
+        note(f"{old} is now {'--vectorization native or sync' if 'gymnasium' in old else new}")
     # Absolute from now on, since an environment may change the working folder.
     return replace(config, log_dir=os.path.abspath(config.log_dir)), checkpoint
 
@@ -268,15 +276,21 @@ def in_new_spelling(flags: list[str], hidden_sizes: tuple[int, ...]) -> tuple[li
             continue
         value = value if equals else next(words, "")
         if flag.startswith("--hidden"):
+            require(value.isdecimal(), flag, value, "must be a whole number")
             sizes[flag] = value
-        else:
-            changes[f"{flag} {value}"] = RENAMED.get(f"{flag} {value}", f"{flag} {value}")
+            continue
+        old = f"{flag} {value}".strip()
+        new = RENAMED.get(old, old)
+        changes[old] = new
+        kept += new.split()
     if sizes:
         width = sizes.get("--hidden-size", str(hidden_sizes[0]))
         depth = sizes.get("--hidden-layers", str(len(hidden_sizes)))
-        fits = re.fullmatch(r"\d{1,9}", depth) is not None and 1 <= int(depth) <= LARGEST_DEPTH
+        fits = len(depth) < 10 and 1 <= int(depth) <= LARGEST_DEPTH
         require(fits, "--hidden-layers", depth, f"must be 1 to {LARGEST_DEPTH:,}")
         given = " ".join(f"{flag} {value}" for flag, value in sizes.items())
+        if "--hidden-sizes" in kept:
+            raise UserError(f"{given} and --hidden-sizes: say the same; must be only one of the two")
         changes[given] = " ".join(["--hidden-sizes", *int(depth) * [width]])
-    kept += [word for new in changes.values() for word in new.split()]
+        kept += changes[given].split()
     return kept, {old: new for old, new in changes.items() if old != new}

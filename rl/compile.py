@@ -167,8 +167,9 @@ def _signature(value: Any) -> Iterator[Any]:
         yield value.dtype
         yield value.device
         yield value.requires_grad
-    elif isinstance(value, tuple):
-        for part in value:
+    elif isinstance(value, tuple | list | dict):
+        yield type(value)
+        for part in value.items() if isinstance(value, dict) else value:
             yield from _signature(part)
     else:
         yield value

@@ -22,8 +22,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rl.dist.interrupts import INTERRUPTED, impatience
-from rl.dist.launch import absent_ranks, kill_stopped_ranks, leave_process_group, leave_together, rank
-from rl.errors import RanksError, StopError, UserError
+from rl.dist.launch import (
+    absent_ranks,
+    kill_stopped_ranks,
+    leave_process_group,
+    leave_together,
+    local_world_size,
+    rank,
+    world_size,
+)
+from rl.errors import RanksError, StopError, UserError, described
 
 COMPLETE = (0, "complete")  # exit code and message of a run that has reached its end
 LEFT_EARLY = 1  # exit code of a process that something has ended by `sys.exit`
@@ -88,10 +96,11 @@ def reported() -> Iterator[None]:
         except KeyboardInterrupt:
             report_interrupt()
             sys.exit(INTERRUPTED)
-        except RuntimeError as error:
-            if not OF_COLLECTIVE.search(str(error)):
-                raise
-            sys.exit(report_lost(error))
+        except Exception as error:
+            if isinstance(error, RuntimeError) and OF_COLLECTIVE.search(str(error)):
+                sys.exit(report_lost(error))
+            exit_file.write(LEFT_EARLY, f"rank {rank()}: {described(error)}")  # the ranks that lose it need not guess
+            raise
         finally:
             leave_process_group()
 
@@ -137,7 +146,10 @@ def report_lost(error: RuntimeError) -> int:
     if said := exit_file.said():
         note_end(*said)
         return said[0]
-    who = "; ".join(absent_ranks()) or "no rank of this machine is missing, so look at the other machines"
+    unknown = "no rank of this machine is missing, so look at the other machines"
+    if local_world_size() == world_size():
+        unknown = "one has failed (see above), or ranks do not do the same"
+    who = "; ".join(absent_ranks()) or unknown
     reason = f"(torch says: {str(error).splitlines()[0][:200]})"
     message = f"ranks have lost each other: {who} {reason}. --resume auto continues from the last checkpoint"
     exit_code = report_alone(message, RanksError.exit_code)

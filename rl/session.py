@@ -27,7 +27,7 @@ from rl.seeding import Shuffle
 
 def one_env(config: Config[Any]) -> Envs:
     """A single environment, for its spaces and types."""
-    return make_envs(replace(config.env, num_envs=1, vectorization="sync"))
+    return make_envs(config.env.for_evaluation(1))
 
 
 class Session:

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import train_fabric_decoupled
 from rl.compile import Execution, _Specialized, compiled
 from rl.compilers import compiler_missing, keep_caches_private
-from rl.config import Config, DecoupledConfig
+from rl.config import Config
 from rl.envs.make import EnvConfig, make_envs
 from rl.errors import UserError
 from rl.learners.ppo import Estimates, PPOConfig
 from rl.models.agent import Agent, Network
 from rl.rollout import Rollout, make_collector
+from rl.session import Session
 from tests import probes  # noqa: F401 (registers them)
 
 CPU = torch.device("cpu")
@@ -159,12 +159,12 @@ def test_a_specialised_function_minds_all_that_it_may_depend_on() -> None:
     assert len(made) == len(calls)
 
 
-def test_each_rank_of_the_decoupled_program_captures_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_rank_records_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     current: list[torch.device] = []
     monkeypatch.setattr("torch.cuda.set_device", current.append)
-    monkeypatch.setattr(train_fabric_decoupled, "Fabric", lambda **arguments: None)
-    for device in (CPU, torch.device("cuda", 1)):
-        train_fabric_decoupled.fabric_on(device, DecoupledConfig())
+    for device in (torch.device("cpu"), torch.device("cuda", 1)):
+        with Session(Config(env=EnvConfig(num_envs=1)), "logs", device):
+            pass
     assert current == [torch.device("cuda", 1)]
 
 

@@ -139,7 +139,8 @@ def test_the_readmes_commands_have_flags_that_can_work(monkeypatch: pytest.Monke
         ("--execution compiled", "--execution compile", "--execution compile"),
         ("--execution=captured --seed 2", "--seed 2 --execution cudagraphs", "--execution cudagraphs"),
         ("--execution eager", "--execution eager", None),
-        ("--env-backend tensor --vectorization auto", "--vectorization tensor", "--vectorization tensor"),
+        ("--vectorization sync --env-backend tensor", "--vectorization tensor", "--vectorization tensor"),
+        ("--execution eager --execution compiled --execution eager", "--execution eager", "--execution compile"),
         ("--env-backend=gymnasium", "", "--vectorization native or sync"),
     ],
 )
@@ -271,8 +272,9 @@ BAD_INPUT = [
     ("--hidden-sizes 16385", "--hidden-sizes 16385: must be at most 16,384"),
     ("--hidden-sizes 64 x", "hidden-sizes"),
     ("--hidden-layers 0", "--hidden-layers 0: must be 1 to 1,000"),
-    ("--hidden-layers", "--hidden-layers : must be 1 to 1,000"),
-    ("--hidden-size x", "hidden-sizes"),
+    ("--hidden-layers", "--hidden-layers : must be a whole number"),
+    ("--hidden-size x", "--hidden-size x: must be a whole number"),
+    ("--hidden-size 8 --hidden-sizes 8 8", "--hidden-size 8 and --hidden-sizes: say the same; must be only one"),
     ("--eval-episodes 0", "--eval-episodes 0: must be at least 1"),
     ("--max-eval-steps 0", "--max-eval-steps 0: must be at least 1"),
     ("--seed -1", "--seed -1: must lie between 0 and 4294967295"),
@@ -346,7 +348,8 @@ BAD_INPUT = [
         "--env-id Askew-v0 --vectorization tensor",
         r"Askew.reward: gives shape \(5, 1\); must be \(5,\) with 5 environments",
     ),
-    ("--env-id Askew-v0", "--env-id Askew-v0: exists in tensors only; add --vectorization tensor"),
+    ("--env-id Askew-v0", "Askew.reward: gives shape"),
+    ("--env-id Askew-v0 --vectorization sync", "--env-id Askew-v0: exists in tensors only; add --vectorization tensor"),
     ("--env-id Other-v0 --vectorization tensor", "and with module:Name whatever that module registers"),
 ]
 

@@ -133,7 +133,7 @@ def test_what_a_launcher_cannot_have_set_is_answered_in_one_line(
     variables: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     launched = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-    launched |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    launched |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "LT_CLI_USED": "1"}
     given = dict(variable.split("=") for variable in variables.split())
     monkeypatch.setattr(os, "environ", os.environ | ({} if "SLURM" in variables else launched) | given)
     monkeypatch.setattr("sys.argv", ["train_fabric.py"])

@@ -40,9 +40,8 @@ class EnvConfig:
     num_envs: int = 64
     """Number of environments of each rank."""
     vectorization: Literal["auto", "sync", "async", "native", "tensor"] = "auto"
-    """How a rank steps its environments: sync, one after the other; async, each in a process; native, by the batched
-    class of the environment; tensor, by its form in tensors, on the learner's device; auto, the first that there
-    is of tensor (where the run is long enough to be compiled), native and sync."""
+    """How a rank steps its environments: one after the other (sync), each in a process (async), by a batched class
+    of their own (native), or by their form in tensors (tensor); auto takes tensor in long runs, else native or sync."""
     allow_import: bool = False
     """Let --env-id import a module, and so run its code."""
     env_timeout: float = 120.0
@@ -147,6 +146,11 @@ def has_tensor_form(config: EnvConfig) -> bool:
         return False
     with making(config):
         return _imported(config) in TENSOR_ENVS
+
+
+def has_gymnasium_form(config: EnvConfig) -> bool:
+    """Whether Gymnasium knows the environment; its module must have been imported."""
+    return config.env_id.rpartition(":")[2] in gym.registry
 
 
 def probed(env_id: str) -> tuple[Memory, bool]:

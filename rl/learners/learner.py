@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from rl import tree
 from rl.dist.ranks import Ranks
 from rl.errors import UserError, require
 from rl.models.agent import Policy
@@ -117,6 +118,9 @@ class Learner(ABC, Generic[EstimatesType, SamplesType]):
                 f"{type(self).__name__}.prepare: returned samples of {fields}; must have a field `weight`, 0 for rows"
                 " to leave out and 1 on average"
             )
+        lengths = {len(field) for field in tree.leaves(samples)}
+        if len(lengths) > 1:
+            raise UserError(f"{type(self).__name__}.prepare: returned fields of {lengths} rows; must be equally many")
         return ranks.share(samples) if self.config.share_data else samples
 
     @abstractmethod

@@ -83,10 +83,12 @@ class Keeper:
         return path
 
     def _improves(self, evaluation: Evaluation) -> bool:
-        before = self.best_return
-        if not evaluation.given_up:
-            self.best_return = max(before, evaluation.total_return.mean().item())
-        return self.best_return > before
+        """Of equal agents the newest is the best: a greedy policy may be optimal by chance before it has learned."""
+        mean_return = evaluation.total_return.mean().item()
+        if evaluation.given_up or mean_return < self.best_return:
+            return False
+        self.best_return = mean_return
+        return True
 
     def _evaluate(self, max_seconds: float = math.inf) -> Evaluation:
         began_at = time.perf_counter()

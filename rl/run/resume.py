@@ -173,6 +173,6 @@ def is_complete(content: Content, config: Config[Any]) -> bool:
     if complete:
         note(
             f"--resume: the run is complete after {content['run']['step']:,} steps; to train it longer, use a larger"
-            " --total-timesteps"
+            f" --total-timesteps{' and --total-episodes' if was['total_episodes'] else ''}"
         )
     return complete

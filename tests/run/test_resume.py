@@ -368,7 +368,7 @@ def test_the_newest_checkpoints_stay_and_the_best(monkeypatch: pytest.MonkeyPatc
         "update_0000000007.ckpt",
         "update_0000000008.ckpt",
     ]
-    assert read_checkpoint(folder / "best.ckpt")["run"]["update"] == 2 and len(played) == NUM_UPDATES + 1
+    assert read_checkpoint(folder / "best.ckpt")["run"]["update"] == 4 and len(played) == NUM_UPDATES + 1
 
 
 @pytest.mark.parametrize(
