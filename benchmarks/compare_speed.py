@@ -21,10 +21,10 @@ from programs import launched
 
 CASES = {
     "two ranks, flags as they are": (2, ""),
-    "64 environments, eager": (1, "--vectorization native --execution eager --total-timesteps 200000"),
-    "64 environments, compiled": (1, "--vectorization native --execution compile --total-timesteps 600000"),
-    "1,024 environments, compiled": (1, "--num-envs 1024 --vectorization native --total-timesteps 4000000"),
-    "CartPole in Python": (1, "--env-id CartPole-v1 --num-envs 8 --vectorization sync --total-timesteps 60000"),
+    "64 environments, eager": (1, "--vectorization native --execution eager --total-timesteps 100000"),
+    "64 environments, compiled": (1, "--vectorization native --execution compile --total-timesteps 300000"),
+    "1,024 environments, compiled": (1, "--num-envs 1024 --vectorization native --total-timesteps 2000000"),
+    "CartPole in Python": (1, "--env-id CartPole-v1 --num-envs 8 --vectorization sync --total-timesteps 40000"),
 }
 
 
