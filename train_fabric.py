@@ -6,6 +6,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports below prints no tracebac
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, cast, get_args
 
@@ -32,7 +33,8 @@ def main(config: Config[Any]) -> None:
     with Session(config, PROGRAM, config.device()) as session:
         join_ranks(config, "nccl" if config.cuda else "gloo", session.folder)
         logger = make_logger(session.folder)
-        fabric = Fabric(accelerator=session.device.type, loggers=logger, precision=precision_flag(config))
+        accelerator = os.environ.get("LT_ACCELERATOR", session.device.type)
+        fabric = Fabric(accelerator=accelerator, loggers=logger, precision=precision_flag(config))
         agent = session.make_agent(Ranks.of(), *precision_of(fabric))
         gradient_step: Callable[[Any], Metrics]
         if session.execution.mode == "eager":
@@ -105,7 +107,9 @@ def told_to_fabric() -> dict[str, Any]:
         told["precision"] = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(precision, precision)
         known = get_args(Precision)
         require(told["precision"] in known, "--precision", precision, f"must be one of {', '.join(known)}")
-    accelerator = os.environ.get("LT_ACCELERATOR", "cpu")
+    accelerator = os.environ.get("LT_ACCELERATOR", "")
+    if accelerator == "cpu" and "--cuda" in sys.argv:
+        raise UserError("--cuda: fabric run was told --accelerator=cpu; leave one of the two out")
     if accelerator in ("cuda", "gpu") or (accelerator == "auto" and torch.cuda.is_available()):
         told["cuda"] = True
     return told

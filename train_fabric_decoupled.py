@@ -46,8 +46,7 @@ PROGRAM = "fabric_decoupled_logs"  # the folder of its runs, below --log-dir
 def main(config: DecoupledConfig) -> None:
     """One training run."""
     # Ranks do different things, so each has its own Fabric, on one device.
-    for name in ("LT_STRATEGY", "LT_ACCELERATOR"):
-        os.environ.pop(name, None)
+    os.environ.pop("LT_STRATEGY", None)
     os.environ |= {"LT_DEVICES": "1", "LT_NUM_NODES": "1"}
     (player if rank() == PLAYER else trainer)(config)
 
@@ -159,11 +158,9 @@ def make_exchange(config: DecoupledConfig, session: Session) -> Exchange:
 
 def told_to_each_fabric() -> dict[str, Any]:
     """The options of `fabric run` as flags, without the device: it differs between ranks, and --cuda sets it."""
-    accelerator = os.environ.get("LT_ACCELERATOR", "auto")
+    accelerator = os.environ.pop("LT_ACCELERATOR", "auto")
     require(accelerator in ("auto", "cpu"), "--accelerator", accelerator, "use --cuda after the program instead")
-    told = told_to_fabric()
-    told.pop("cuda", None)
-    return told
+    return told_to_fabric()
 
 
 if __name__ == "__main__":
