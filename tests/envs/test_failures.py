@@ -16,6 +16,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -363,12 +364,15 @@ def test_an_environment_that_does_not_close_is_left(where: str, vectorization: s
     def body() -> None:
         envs = make_envs(EnvConfig("Stuck-v0", num_envs=2, vectorization=vectorization, env_timeout=0.5))
         envs.envs.call("become", where)
+        processes = [child.pid for child in multiprocessing.active_children()]
         envs.close()
-        assert multiprocessing.active_children() == []
+        # Not `active_children`: the abandoned call waits for them too, and may have reaped one without noting it yet.
+        assert not any(map(psutil.pid_exists, processes))
 
     how = "has not returned for 0.5 s" if where == "close" else "raised ConnectionError: the simulator is gone"
     code, said = forked(body)
-    assert code == 0 and said.startswith(f"note: --env-id Stuck-v0: close() {how}") and said.count("\n") == 1
+    assert code == 0, said
+    assert said.startswith(f"note: --env-id Stuck-v0: close() {how}") and said.count("\n") == 1
 
 
 def test_an_environment_whose_process_cannot_make_it_keeps_its_reason(capfd: pytest.CaptureFixture[str]) -> None:
