@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import shutil
 import signal
 import sys
@@ -37,7 +36,7 @@ RENAMED = {  # flags of earlier versions
     "--execution compiled": "--execution compile",
     "--execution captured": "--execution cudagraphs",
     "--env-backend tensor": "--vectorization tensor",
-    "--env-backend gymnasium": "--vectorization auto",  # and not in tensors: `command_line` sees to it
+    "--env-backend gymnasium": "--vectorization auto",  # and not in tensors: `asks_for_gymnasium`
 }
 
 
@@ -76,8 +75,7 @@ def command_line(
             if is_complete(resumed, config):
                 return
         settle_process(config)
-        wants_gymnasium = any(re.match("--env[-_]backend", word) for word in sys.argv)
-        main(config if resumed is not None or wants_gymnasium else with_tensor_form(config))
+        main(config if resumed is not None or asks_for_gymnasium(sys.argv[1:]) else with_tensor_form(config))
 
 
 def settle_process(config: Config[Any]) -> None:
@@ -158,7 +156,7 @@ def read_flags(
             choices = {name: own}
             config = parse(arguments, choices)
             if config.env.vectorization == "auto":  # which was resolved when the run began
-                if own.env.vectorization == "tensor" and "gymnasium" in " ".join(arguments):
+                if own.env.vectorization == "tensor" and asks_for_gymnasium(arguments):
                     raise CheckpointError("--resume: the run has --vectorization tensor; leave --env-backend out")
                 config = replace(config, env=replace(config.env, vectorization=own.env.vectorization))
         config = replace(config, keep=replace(config.keep, resume=resume))
@@ -257,6 +255,12 @@ def value_or_none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | No
         is_instance=lambda value: value is None or spec.is_instance(value),
         str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
     )
+
+
+def asks_for_gymnasium(flags: list[str]) -> bool:
+    """Whether a flag of earlier versions rules out the tensor form of the environment."""
+    _, changes = in_new_spelling(flags, (1,))
+    return "--env-backend gymnasium" in changes
 
 
 def in_new_spelling(flags: list[str], hidden_sizes: tuple[int, ...]) -> tuple[list[str], dict[str, str]]:

@@ -50,8 +50,7 @@ class Session:
         Raises:
             UserError: The environments or the folder cannot be used; nothing is left behind.
         """
-        self.config, self.program, self.device = config, program, device
-        self.plays = plays
+        self.config, self.device, self.plays = config, device, plays
         if device.type == "cuda":
             torch.cuda.set_device(device)  # CUDA graphs are captured on the current one
         self.learner: AnyLearner = config.learner.build()
@@ -91,10 +90,10 @@ class Session:
         ranks.broadcast(self.weights.vector.detach())  # CPUs of different kinds may initialize differently
         if learns:
             self.scaler = scaler if scaler and scaler.is_enabled() else None
-            rates = config.learner
+            flags = config.learner
             # Fabric refuses to clip gradients that a fused Adam unscales itself.
             fused = self.scaler is None
-            self.optimizer = make_adam(self.weights, rates.learning_rate, eps=rates.adam_eps, fused=fused)
+            self.optimizer = make_adam(self.weights, flags.learning_rate, eps=flags.adam_eps, fused=fused)
         return self.agent
 
     def start(self, logger: Logger | None, **own: Stateful) -> Run:

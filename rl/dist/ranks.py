@@ -10,9 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rl import tree
 from rl.dist.launch import local_world_size, rank
-from rl.tree import leaves
-from rl.tree import map as map_tree
 
 Rows = TypeVar("Rows")  # a tree of tensors [B, ...]
 
@@ -106,13 +105,13 @@ class Ranks:
 
 def pack(rows: Any) -> Tensor:
     """The bytes [B, F] (uint8) of a tree of tensors [B, ...]: one tensor to send, exact for every dtype."""
-    return torch.cat([field.reshape(len(field), -1).contiguous().view(torch.uint8) for field in leaves(rows)], dim=1)
+    return torch.cat([field.reshape(len(field), -1).contiguous().view(torch.uint8) for field in tree.leaves(rows)], dim=1)
 
 
 def unpack(packed: Tensor, like: Rows) -> Rows:
     """The rows whose bytes `packed` [B, F] holds; `like` gives their dtypes and shapes, but not their number."""
-    sizes = [field[0].numel() * field.element_size() for field in leaves(like)]
+    sizes = [field[0].numel() * field.element_size() for field in tree.leaves(like)]
     columns = iter(torch.split(packed, sizes, dim=1))
-    return map_tree(
+    return tree.map(
         lambda field: next(columns).contiguous().view(field.dtype).reshape(len(packed), *field.shape[1:]), like
     )

@@ -82,9 +82,6 @@ class LearnerConfig(ABC):
         return self.learning_rate * (1 - progress) if self.anneal_lr else self.learning_rate
 
 
-ConfigType = TypeVar("ConfigType", bound=LearnerConfig)
-
-
 class Learner(ABC, Generic[EstimatesType, SamplesType]):
     """How a rollout becomes samples, samples become minibatches, and a minibatch becomes a loss.
 
