@@ -1,0 +1,292 @@
+"""The command line: help, old spellings, what launchers say, and what is settled before a program starts."""
+
+import io
+import os
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train_fabric
+import train_fabric_decoupled
+import train_torch
+from rl.cli import check_versions, command_line, mend_streams, note_repeated, parse, read_flags
+from rl.config import CONFIGS, Config, DecoupledConfig
+from rl.envs.make import EnvConfig
+from rl.errors import UserError
+from rl.learners.actor_critic import ActorCriticConfig
+from rl.learners.ppo import PPOConfig
+from rl.learners.reinforce import ReinforceConfig
+from tests.test_config import FLAGS
+
+
+def test_every_flag_is_in_the_help_with_its_meaning_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse(["--help"], CONFIGS)
+    assert exit_.value.code == 0
+    help_text = capsys.readouterr().out
+    for name in FLAGS:
+        assert f"--{name.replace('_', '-')}" in help_text
+    assert "type: ignore" not in help_text
+    for group in ("env options", "network options", "learner options"):
+        assert group in help_text
+    assert "Discount factor. (default: 0.95)" in " ".join(help_text.replace("│", " ").split())
+
+
+def test_help_for_a_tiny_terminal_is_forty_letters_wide(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "5")
+    with pytest.raises(SystemExit):
+        parse(["--help"], CONFIGS)
+    assert max(map(len, capsys.readouterr().out.splitlines())) >= 30
+    assert os.environ["COLUMNS"] == "5"
+
+
+def test_the_log_folder_is_absolute_at_once_and_may_be_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    for flags, folder in (([], tmp_path / "logs"), (["--log-dir", "~/x"], Path("/home/someone/x"))):
+        config, _ = read_flags(flags, CONFIGS, "torch_logs")
+        assert config.log_dir == str(folder)
+
+
+def test_printing_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(sys, "stderr", None)
+    mend_streams()
+    print("ünï ☃", flush=True)
+    print("☃", file=sys.stderr)
+    assert written.getvalue() == b"\\xfcn\\xef \\u2603\n" and not sys.stderr.isatty()
+    sys.stderr.close()
+
+
+def test_a_module_in_the_working_folder_is_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("lives_here.py").write_text("raise ImportError('found')")
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    monkeypatch.setattr(sys, "argv", ["train_torch.py", "--env-id", "lives_here:Env-v0", "--allow-import"])
+    with pytest.raises(SystemExit):
+        command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
+    assert capsys.readouterr().err == "error: --env-id lives_here:Env-v0: found\n"
+
+
+def test_flags_are_flat_and_in_any_order() -> None:
+    config = parse(
+        ["--gamma", "0.5", "--env-id", "CartPole-v1", "--no-anneal-lr", "--hidden-sizes", "8", "4", "--cuda"], CONFIGS
+    )
+    assert (config.learner.gamma, config.env.env_id, config.learner.anneal_lr) == (0.5, "CartPole-v1", False)
+    assert (config.network.hidden_sizes, config.cuda) == ((8, 4), True)
+
+
+def test_the_table_of_other_libraries_names_flags_that_there_are() -> None:
+    table = (Path(__file__).parent.parent / "docs/flags.md").read_text()
+    flags = re.findall(r"^\| `--([a-z-]+)", table, re.MULTILINE)
+    assert len(flags) >= 30 and {flag.replace("-", "_") for flag in flags} <= Config().flags().keys()
+
+
+def test_the_readmes_commands_have_flags_that_can_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    commands = re.findall(r"^(?:fabric run|torchrun) .*?(train_\w+\.py)([^#\n]*)", readme, re.MULTILINE)
+    assert len(commands) >= 7
+    for program, flags in commands:
+        choices = {"ppo": DecoupledConfig()} if "decoupled" in program else CONFIGS
+        parse(flags.split(), choices).check()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "note"),
+    [
+        ("--hidden-size 8 --hidden-layers 3", "--hidden-sizes 8 8 8", "--hidden-sizes 8 8 8"),
+        ("--hidden_layers=3 --seed 2 --hidden-size=8", "--seed 2 --hidden-sizes 8 8 8", "--hidden-sizes 8 8 8"),
+        ("--hidden-size 8", "--hidden-sizes 8 8", "--hidden-sizes 8 8"),
+        ("reinforce --hidden-size 8", "reinforce --hidden-sizes 8", "--hidden-sizes 8"),
+        ("reinforce --hidden-layers 2", "reinforce --hidden-sizes 128 128", "--hidden-sizes 128 128"),
+        ("--hidden-size 4 --hidden-size 8", "--hidden-sizes 8 8", "--hidden-sizes 8 8"),
+        ("--execution compiled", "--execution compile", "--execution compile"),
+        ("--execution=captured --seed 2", "--seed 2 --execution cudagraphs", "--execution cudagraphs"),
+        ("--execution eager", "--execution eager", None),
+        ("--vectorization sync --env-backend tensor", "--vectorization tensor", "--vectorization tensor"),
+        ("--execution eager --execution compiled --execution eager", "--execution eager", "--execution compile"),
+        ("--env-backend=gymnasium", "", "--vectorization native or sync"),
+    ],
+)
+def test_flags_of_earlier_versions_mean_what_they_meant(
+    old: str, new: str, note: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read_flags(old.split(), CONFIGS, "torch_logs") == read_flags(new.split(), CONFIGS, "torch_logs")
+    notes = [line.partition(" is now ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert notes == ([] if note is None else [note])
+
+
+LONG = "--total-timesteps 100000000"
+
+
+@pytest.mark.parametrize(
+    ("flags", "vectorization"),
+    [
+        ("", "auto"),
+        (LONG, "tensor"),
+        (f"{LONG} --execution eager", "auto"),
+        ("--execution compile", "tensor"),
+        (f"{LONG} --vectorization native", "native"),
+        (f"{LONG} --env-backend gymnasium", "auto"),
+        (f"{LONG} --env-id LunarLander-v3", "auto"),
+        (f"reinforce {LONG}", "auto"),
+    ],
+)
+def test_a_run_that_is_compiled_takes_the_tensor_form_of_its_environment(
+    flags: str, vectorization: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Config[Any]] = []
+    monkeypatch.setattr(sys, "argv", ["train_torch.py", *flags.split()])
+    command_line(seen.append, CONFIGS, train_torch.PROGRAM)
+    assert seen[0].env.vectorization == vectorization
+    took = vectorization == "tensor"
+    assert ("so it uses the tensor form of CustomEnv-v0; for Gymnasium's" in capsys.readouterr().err) == took
+
+
+def test_a_resumed_run_keeps_the_form_of_its_environment_however_long_it_becomes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Config[Any]] = []
+    short = "--num-envs 2 --num-steps 8 --total-timesteps 32 --hidden-sizes 8 --eval-episodes 1"
+    for flags, main in ((short, train_torch.main), (f"--resume auto {LONG}", seen.append)):
+        monkeypatch.setattr(sys, "argv", ["train_torch.py", *flags.split()])
+        command_line(main, CONFIGS, train_torch.PROGRAM)
+    assert not seen[0].collects_eagerly() and seen[0].env.vectorization == "auto"
+
+
+def test_without_a_compiler_no_run_takes_a_tensor_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert Config(total_timesteps=100_000_000).collects_eagerly()
+
+
+@pytest.mark.parametrize(
+    ("flags", "eagerly"), [("--cuda", True), ("--cuda --player-on-gpu", False), (f"--cuda {LONG}", False)]
+)
+def test_it_is_the_player_whose_rollouts_are_compiled(
+    flags: str, eagerly: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert parse(flags.split(), {"ppo": DecoupledConfig()}).collects_eagerly() == eagerly
+    assert not parse(["--cuda"], CONFIGS).collects_eagerly()
+
+
+def test_a_learner_is_chosen_by_its_name_with_defaults_of_its_own_and_ppo_without_one() -> None:
+    assert parse(["--ent-coef", "0.5", "--num-envs", "3"], CONFIGS).learner == PPOConfig(ent_coef=0.5)
+    config = parse(["actor-critic", "--buffer-size", "500", "--num-envs", "3"], CONFIGS)
+    assert config.learner == ActorCriticConfig(buffer_size=500)
+    assert (config.env, config.total_episodes) == (EnvConfig(num_envs=3), 2000)
+    config = parse(["reinforce", "--baseline"], CONFIGS)
+    assert config.learner == ReinforceConfig(baseline=True)
+    assert (config.env.env_id, config.network.hidden_sizes) == ("CartPole-v1", (128,))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_help_of_a_learner_explains_its_flags(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse([name, "--help"], CONFIGS)
+    help_text = capsys.readouterr().out
+    words = " ".join(help_text.replace("│", " ").split())
+    for field in fields(CONFIGS[name].learner):
+        assert re.search(rf"--{field.name.replace('_', '-')}[ ,].*?[A-Z].*?\(default: ", words), field.name
+    for other in CONFIGS.keys() - {name}:
+        own = {field.name for field in fields(CONFIGS[other].learner)} - {f.name for f in fields(CONFIGS[name].learner)}
+        assert not any(f"--{flag.replace('_', '-')} " in words for flag in own)
+
+
+@pytest.mark.parametrize(
+    ("variables", "has_gpu", "told"),
+    [
+        ({"LT_ACCELERATOR": "cuda"}, False, {"cuda": True}),
+        ({"LT_ACCELERATOR": "gpu"}, True, {"cuda": True}),
+        ({"LT_ACCELERATOR": "auto"}, True, {"cuda": True}),
+        ({"LT_ACCELERATOR": "auto"}, False, {}),
+        ({"LT_ACCELERATOR": "cpu", "LT_PRECISION": "bf16"}, True, {"precision": "bf16-mixed"}),
+        ({"LT_PRECISION": "32"}, True, {"precision": "32-true"}),
+        ({"LT_PRECISION": "16-mixed"}, True, {"precision": "16-mixed"}),
+        ({}, True, {}),
+    ],
+)
+def test_options_of_fabric_run_are_flags_of_the_program(
+    variables: dict[str, str], has_gpu: bool, told: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    assert train_fabric.told_to_fabric() == told
+    seen: list[Config[Any]] = []
+    monkeypatch.setattr(sys, "argv", ["train_fabric.py", "--precision", "bf16-true"])
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    command_line(seen.append, CONFIGS, train_fabric.PROGRAM, train_fabric.told_to_fabric)
+    assert (seen[0].precision, seen[0].cuda) == (told.get("precision", "bf16-true"), told.get("cuda", False))
+
+
+def test_the_decoupled_program_takes_the_trainers_device_from_its_own_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("LT_ACCELERATOR", "auto")
+    assert train_fabric_decoupled.told_to_each_fabric() == {}
+    monkeypatch.setenv("LT_ACCELERATOR", "cuda")
+    with pytest.raises(UserError, match="--accelerator cuda: use --cuda after the program instead"):
+        train_fabric_decoupled.told_to_each_fabric()
+
+
+@pytest.mark.parametrize(
+    ("variables", "missing"),
+    [
+        ({"RANK": "0"}, "WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, "MASTER_ADDR, MASTER_PORT"),
+    ],
+)
+def test_variables_of_a_launcher_that_are_set_by_half_are_named(
+    variables: dict[str, str], missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["train_torch.py"])
+    with pytest.raises(SystemExit) as exit_:
+        command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
+    assert exit_.value.code == 2
+    message = f"error: RANK or WORLD_SIZE is set without {missing}; a launcher sets all of them\n"
+    assert capsys.readouterr().err == message
+
+
+def test_libraries_that_are_too_old_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_versions()
+    monkeypatch.setattr("rl.cli.version", lambda name: {"torch": "2.13.0+cpu", "gymnasium": "1.0.2"}[name])
+    with pytest.raises(UserError, match=r"gymnasium 1\.0\.2: is too old; must be 1\.4 or later: pip install"):
+        check_versions()
+
+
+def test_a_flag_given_twice_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    note_repeated(["--seed", "1", "--gamma=0.9", "--seed=2", "--no-anneal-lr"])
+    assert capsys.readouterr().err == "note: --seed is given more than once; the last one holds\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "flags", "told"),
+    [
+        ({"LT_ACCELERATOR": "cpu"}, "--cuda", "leave one of the two out"),
+        ({"LT_STRATEGY": "fsdp"}, "", "--strategy fsdp: gradients are averaged by ddp here"),
+        ({"WORLD_SIZE": "2"}, "", "2 ranks: start this program with fabric run"),
+        ({"WORLD_SIZE": "2", "LT_CLI_USED": "1"}, "", {}),
+    ],
+)
+def test_what_fabric_run_was_told_may_be_refused(
+    variables: dict[str, str], flags: str, told: dict[str, Any] | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["train_fabric.py", *flags.split()])
+    if isinstance(told, str):
+        with pytest.raises(UserError, match=told):
+            train_fabric.told_to_fabric()
+    else:
+        assert train_fabric.told_to_fabric() == told
