@@ -35,10 +35,10 @@ class Statistics:
         self.totals = total[len(values) :]
         return total[: len(values)]
 
-    def begin(self, rollout: Rollout, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def begin(self, rollout: Rollout, *sums_over_ranks: Callable[[Tensor], Tensor]) -> None:
         """Makes the first statistics, in two sums: squares lose digits unless they are taken around the mean."""
         self._measure(rollout)
-        for change in (Normalizer.center, Normalizer.update):
+        for change, sum_over_ranks in zip((Normalizer.center, Normalizer.update), sums_over_ranks, strict=True):
             self.totals = sum_over_ranks(self._sums())
             self._apply(change)
 

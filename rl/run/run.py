@@ -140,7 +140,7 @@ class Run:
         session = self.session
         with self.timed("collect"), torch.no_grad(), session.autocast():
             rollout = session.learner.collect(session.collector)
-        session.statistics.begin(rollout, self.control.sum)
+        session.statistics.begin(rollout, self.control.sum, self.ranks.sum)  # the first also counts the steps
         self.record_rollout(rollout, {})
         self.control.read()
         self.step += self.control.num_steps
