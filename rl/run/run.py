@@ -216,8 +216,7 @@ class Run:
         self._stop(self.signals.stop, path)
         self.progress.close()  # the summary is printed below it
         evaluation = self.keeper.evaluate_last(content)
-        reached = {"Test/cumulative_reward": evaluation.total_return.mean().item()}
-        self.logger.log_hyperparams(self.config.flags(), reached, self.step)
+        self.logger.log_hyperparams(self.config.flags(), evaluation.metrics(), self.step)
         if self.config.capture_video:
             self.keeper.film("test_videos", "greedy")
         say(summary(self, evaluation))
