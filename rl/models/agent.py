@@ -18,6 +18,7 @@ from rl.models.normalizer import CLIP, Normalizer
 Policy = Callable[[Tensor], tuple[Distribution, Tensor]]  # an agent, or a wrapper of one
 
 LARGEST_DEPTH, LARGEST_WIDTH = 1_000, 2**14
+LOG_STD_BOUNDS = (-20.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Network:
     """Share the hidden layers between actor and critic; otherwise each has its own."""
     ortho_init: bool = True
     """Initialize weights orthogonally; otherwise as PyTorch does by default."""
+    log_std_init: float = 0.0
+    """Logarithm of the initial standard deviation of continuous actions; during training it stays in -20 to 2."""
     normalize_obs: bool = False
     """Shift and scale observations to mean 0 and standard deviation 1, as measured so far on all ranks."""
     normalize_reward: bool = False
@@ -44,6 +47,9 @@ class Network:
         for size in self.hidden_sizes:
             require(size >= 1, "--hidden-sizes", size, "must be at least 1")
             require(size <= LARGEST_WIDTH, "--hidden-sizes", size, f"must be at most {LARGEST_WIDTH:,}")
+        low, high = LOG_STD_BOUNDS
+        fits = low <= self.log_std_init <= high
+        require(fits, "--log-std-init", self.log_std_init, f"must lie between {low:g} and {high:g}")
 
     def num_weights(self, obs_size: int) -> int:
         """Number of weights of the hidden layers."""
@@ -69,7 +75,8 @@ class Agent(nn.Module):
         # Ranks update statistics by the same sums; DDP would send them once more before each gradient step.
         buffers = [name for name, _ in self.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)  # type: ignore[no-untyped-call]
-        self.log_std = None if isinstance(actions, DiscreteActions) else nn.Parameter(torch.zeros(len(actions.low)))
+        discrete = isinstance(actions, DiscreteActions)
+        self.log_std = None if discrete else nn.Parameter(torch.full((num_outputs,), network.log_std_init))
         if network.ortho_init:
             self._init_orthogonally()
 
@@ -87,7 +94,7 @@ class Agent(nn.Module):
         distribution = (
             Categorical.from_logits(output)
             if self.log_std is None
-            else DiagonalGaussian(output, self.log_std.float().expand_as(output))
+            else DiagonalGaussian(output, bounded(self.log_std.float()).expand_as(output))
         )
         return distribution, value.squeeze(-1).float()
 
@@ -108,6 +115,14 @@ class Agent(nn.Module):
                 gain = 0.01 if module is self.actor else 1.0 if module is self.critic else 2**0.5
                 nn.init.orthogonal_(module.weight, gain)
                 nn.init.zeros_(module.bias)
+
+
+def bounded(log_std: Tensor) -> Tensor:
+    """`log_std` clamped to `LOG_STD_BOUNDS`, with the gradient of the identity.
+
+    Clamping alone has no gradient beyond a bound: a parameter that an optimizer's step has carried there would stay.
+    """
+    return log_std + (log_std.clamp(*LOG_STD_BOUNDS) - log_std).detach()
 
 
 def weight_vector(policy: nn.Module) -> Tensor:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
-from rl.models.agent import Agent, Network
+from rl.errors import UserError
+from rl.models.agent import LOG_STD_BOUNDS, Agent, Network, bounded
 from rl.models.distributions import Categorical, DiagonalGaussian
 
 DISCRETE, BOX = Spaces(3, DiscreteActions(4)), Spaces(3, BoxActions((-1.0, -1.0), (1.0, 1.0)))
@@ -54,6 +55,22 @@ def test_continuous_actions_have_a_learned_standard_deviation_that_no_observatio
     assert isinstance(distribution, DiagonalGaussian)
     assert distribution.mean.shape == distribution.log_std.shape == (5, 2) and value.shape == (5,)
     assert not distribution.log_std.any() and agent.log_std in set(agent.parameters())
+
+
+def test_the_initial_log_std_is_the_flags() -> None:
+    agent = Agent(BOX, Network(log_std_init=-1.5))
+    assert torch.equal(agent(torch.randn(5, 3))[0].log_std, torch.full((5, 2), -1.5))
+    with pytest.raises(UserError, match=r"--log-std-init 3: must lie between -20 and 2"):
+        Network(log_std_init=3).check()
+
+
+def test_the_bounds_of_log_std_change_no_value_inside_and_let_gradients_through_outside() -> None:
+    inside = torch.linspace(*LOG_STD_BOUNDS, 1000)
+    assert torch.equal(bounded(inside), inside)
+    beyond = torch.tensor([-25.0, 7.0], requires_grad=True)
+    within = bounded(beyond)
+    assert torch.allclose(within, torch.tensor(LOG_STD_BOUNDS))
+    assert torch.autograd.grad(within.sum(), beyond)[0].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("spaces", [DISCRETE, BOX])
