@@ -113,7 +113,7 @@ def trainer(config: DecoupledConfig) -> None:
         run = session.start(None)
         for samples in run.follow(exchange):
             with run.timed("learn"):
-                for minibatch in session.learner.minibatches(samples, session.shuffle):
+                for minibatch in session.minibatches(samples):
                     if run.learned(gradient_step(minibatch)):
                         break
         run.finish()

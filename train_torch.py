@@ -50,7 +50,7 @@ def main(config: Config[Any]) -> None:
             run.record_rollout(rollout, metrics)
 
             with run.timed("learn"):
-                for minibatch in learner.minibatches(learner.shared(samples, session.ranks), session.shuffle):
+                for minibatch in session.minibatches(learner.shared(samples, session.ranks), rollout):
                     if run.learned(gradient_step(minibatch)):
                         break
         run.finish()

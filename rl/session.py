@@ -1,7 +1,7 @@
 """Assembles what every program needs, and closes all of it whatever happens."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -124,6 +124,23 @@ class Session:
         if self.plays:
             state.own["run"] = run
         return self.closing.enter_context(run)
+
+    def minibatches(self, samples: Any, rollout: Rollout | None = None) -> Iterator[Any]:
+        """The minibatches of an update, one for each gradient step.
+
+        With --recompute-advantages all epochs but the first learn from estimates of the present critic, for which they
+        need the `rollout`. Actions and their log-probabilities stay those of the policy that acted.
+        """
+        learner = self.learner
+        for epoch in range(learner.config.update_epochs):
+            if epoch > 0 and rollout is not None and learner.config.recompute_advantages:
+                with torch.no_grad(), self.autocast():
+                    (_, value), (_, next_value) = map(self.agent, (rollout.obs, rollout.next_obs))
+                    now = rollout._replace(value=value, next_value=next_value)
+                    estimates = self.estimate(now)
+                    again, _ = learner.prepare(now, estimates, self.ranks.sum(estimates.sums))
+                samples = learner.shared(again, self.ranks)
+            yield from learner.minibatches(samples, self.shuffle)
 
     def _estimate(self, rollout: Rollout) -> Any:
         """What the learner estimates from a rollout, whose rewards it sees in the critic's unit."""

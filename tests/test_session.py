@@ -4,10 +4,14 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+import torch
 
 from rl.config import Config
+from rl.dist.ranks import Ranks
 from rl.envs.make import EnvConfig
 from rl.envs.tensor_envs import TensorEnvs
+from rl.learners.ppo import PPOConfig, Rows
+from rl.returns import gae
 from rl.session import Session, one_env
 
 
@@ -39,3 +43,35 @@ def test_what_a_session_has_opened_is_closed_where_a_later_part_fails(monkeypatc
             session.closing.callback(session.folder.release)
             session.make_agent(None, "32-true")  # type: ignore[arg-type]
     assert closed == ["environments", "folder", "environments"]
+
+
+def test_later_epochs_learn_from_advantages_of_the_critic_of_that_time() -> None:
+    flags = PPOConfig(num_steps=8, num_minibatches=1, recompute_advantages=True, normalize_advantages=False)
+    config = Config(env=EnvConfig(env_id="Pendulum-v1", num_envs=2), learner=flags)
+    with Session(config, "logs", config.device()) as session:
+        agent = session.make_agent(Ranks(), "32-true")
+        session.start(None)
+        with torch.no_grad():
+            rollout = session.learner.collect(session.collector)
+            estimates = session.estimate(rollout)
+            samples, _ = session.learner.prepare(rollout, estimates, estimates.sums)
+        epochs: list[Rows] = []
+        for epoch in session.minibatches(samples, rollout):
+            epochs.append(epoch)
+            with torch.no_grad():
+                agent.critic.bias += 1.0
+    assert len(epochs) == flags.update_epochs
+    for number, epoch in enumerate(epochs):
+        order = epoch.obs[:, None].eq(rollout.obs.flatten(0, 1)).all(-1).int().argmax(-1)
+        # Each epoch raised all values by one; what the actions were and how probable they had been stays.
+        expected = gae(
+            rollout.reward,
+            rollout.value + number,
+            rollout.next_value + number,
+            terminated=rollout.terminated,
+            truncated=rollout.truncated,
+            gamma=flags.gamma,
+            gae_lambda=flags.gae_lambda,
+        ).flatten()[order]
+        torch.testing.assert_close(epoch.advantage, expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(epoch.log_prob, rollout.log_prob.flatten()[order])

@@ -47,6 +47,10 @@ class LearnerConfig(ABC):
     """Whether rollouts end with episodes, and so have no fixed length."""
     share_data: ClassVar[bool] = False
     """Whether every rank learns from all ranks' rollouts; a flag of PPO."""
+    update_epochs: ClassVar[int] = 1
+    """How many times an update goes over its samples; a flag of PPO."""
+    recompute_advantages: ClassVar[bool] = False
+    """Whether each epoch has estimates of its own; a flag of PPO."""
 
     num_steps: int = 128
     """Steps of each environment in a rollout."""
@@ -122,7 +126,7 @@ class Learner(ABC, Generic[EstimatesType, SamplesType]):
 
     @abstractmethod
     def minibatches(self, samples: SamplesType, shuffle: Shuffle) -> Iterator[SamplesType]:
-        """The minibatches of an update, one for each gradient step; every rank must have the same number."""
+        """The minibatches of an epoch, one for each gradient step; every rank must have the same number."""
 
     @abstractmethod
     def loss(self, policy: Policy, samples: SamplesType) -> tuple[Tensor, Metrics]:

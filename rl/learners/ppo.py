@@ -54,8 +54,10 @@ class PPOConfig(LearnerConfig):
     """Minibatches of an epoch, of almost equal size, at most one for each row; --per-rank-batch-size overrides it."""
     per_rank_batch_size: int | None = None
     """Rows of a rank in a minibatch, at most."""
-    update_epochs: int = 4
+    update_epochs: int = 4  # type: ignore[misc]
     """How many times an update visits each row."""
+    recompute_advantages: bool = False  # type: ignore[misc]
+    """Estimate advantages and value targets again before each epoch but the first, with the critic of that time."""
     share_data: bool = False  # type: ignore[misc]
     """Give every rank all ranks' rollouts to train on its part of each epoch, instead of its own rollout."""
     gae_lambda: float = 0.95
@@ -140,10 +142,9 @@ class PPO(Learner[Estimates, Rows]):
         return tree.map(lambda field: field.flatten(0, 1), rows), metrics
 
     def minibatches(self, samples: Rows, shuffle: Shuffle) -> Iterator[Rows]:
-        """The rows of each epoch in a new order, in minibatches of almost equal size."""
-        for _ in range(self.config.update_epochs):
-            order = shuffle.order(len(samples.weight))
-            yield from tree.split(tree.index(samples, order), self.config.minibatches_of(len(order)))
+        """All rows in a new order, in minibatches of almost equal size."""
+        order = shuffle.order(len(samples.weight))
+        yield from tree.split(tree.index(samples, order), self.config.minibatches_of(len(order)))
 
     def loss(self, policy: Policy, samples: Rows) -> tuple[Tensor, Metrics]:
         """PPO's loss over a minibatch (Schulman et al. 2017, eq. 9, negated)."""

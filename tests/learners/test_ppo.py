@@ -228,14 +228,16 @@ def test_explained_variance_is_its_definition() -> None:
 def test_an_epoch_visits_every_row_once_in_minibatches_of_almost_equal_size(
     num_rows: int, batch_size: int | None
 ) -> None:
-    learner, field = PPOConfig(per_rank_batch_size=batch_size, update_epochs=3).build(), torch.arange(num_rows).float()
-    minibatches = list(learner.minibatches(Rows(*[field] * 7), Shuffle(1, 0, 1, shared=False)))
-    per_epoch = len(minibatches) // 3
-    assert per_epoch == -(-num_rows // (batch_size or -(-num_rows // 4)))
-    epochs = [torch.cat([rows.obs for rows in minibatches[e * per_epoch : (e + 1) * per_epoch]]) for e in range(3)]
+    learner, rows = PPOConfig(per_rank_batch_size=batch_size).build(), Rows(*[torch.arange(num_rows).float()] * 7)
+    shuffle = Shuffle(1, 0, 1, shared=False)
+    epochs = []
+    for _ in range(3):
+        minibatches = [minibatch.obs for minibatch in learner.minibatches(rows, shuffle)]
+        assert len(minibatches) == -(-num_rows // (batch_size or -(-num_rows // 4)))
+        sizes = [len(obs) for obs in minibatches]
+        assert max(sizes) - min(sizes) <= 1
+        epochs.append(torch.cat(minibatches))
     assert all(sorted(epoch.tolist()) == list(range(num_rows)) for epoch in epochs)
-    sizes = [len(rows.obs) for rows in minibatches]
-    assert max(sizes) - min(sizes) <= 1
     assert num_rows < 5 or not torch.equal(epochs[0], epochs[1])
 
 
