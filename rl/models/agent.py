@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from rl.envs.spaces import DiscreteActions, Spaces
 from rl.errors import UserError, require
-from rl.models.distributions import Categorical, DiagonalGaussian, Distribution
+from rl.models.distributions import Categorical, DiagonalGaussian, Distribution, SquashedGaussian
 
 Policy = Callable[[Tensor], tuple[Distribution, Tensor]]  # an agent, or a wrapper of one
 
@@ -65,6 +65,7 @@ class Agent(nn.Module):
         self.actor = nn.Linear(width, num_outputs)
         self.critic = nn.Linear(width, 1)
         discrete = isinstance(actions, DiscreteActions)
+        self.squash = not isinstance(actions, DiscreteActions) and actions.squash
         self.log_std = None if discrete else nn.Parameter(torch.full((num_outputs,), network.log_std_init))
         if network.ortho_init:
             self._init_orthogonally()
@@ -81,7 +82,9 @@ class Agent(nn.Module):
         distribution = (
             Categorical.from_logits(output)
             if self.log_std is None
-            else DiagonalGaussian(output, bounded(self.log_std.float()).expand_as(output))
+            else (SquashedGaussian if self.squash else DiagonalGaussian)(
+                output, bounded(self.log_std.float()).expand_as(output)
+            )
         )
         return distribution, value.squeeze(-1).float()
 
