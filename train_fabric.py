@@ -47,7 +47,7 @@ def main(config: Config[Any]) -> None:
             with run.timed("collect"), torch.no_grad(), session.autocast():
                 rollout = learner.collect(session.collector)
                 estimates = session.estimate(rollout)
-                samples, metrics = learner.prepare(rollout, estimates, run.sum(estimates.sums))
+                samples, metrics = learner.prepare(rollout, estimates, run.sum(estimates.sums, rollout))
             run.record_rollout(rollout, metrics)
 
             with run.timed("learn"):

@@ -73,7 +73,7 @@ def player(config: DecoupledConfig) -> None:
             with run.timed("collect"), torch.no_grad(), session.autocast():
                 rollout = learner.collect(session.collector)
                 estimates = session.estimate(rollout)
-                samples, metrics = learner.prepare(rollout, estimates, run.sum(estimates.sums))
+                samples, metrics = learner.prepare(rollout, estimates, run.sum(estimates.sums, rollout))
             run.record_rollout(rollout, metrics)
             run.record({"Info/transfer_bytes": exchange.num_bytes})
 

@@ -1,71 +1,219 @@
-"""Trains tasks with many seeds, as a user would start the program, and prints the returns.
+"""Trains tasks with many seeds, several runs at once, as a user would start the program; every run leaves a JSON file.
 
-python benchmarks/learning.py --tasks custom cartpole pendulum lunarlander --seeds 10
-python benchmarks/learning.py --program train_fabric_decoupled.py --tasks custom-small cartpole-one-player
-    --ranks 2 3 4 --variants=",--share-data,--overlap,--share-data --overlap" --seeds 1
+python benchmarks/learning.py --tasks hopper walker2d --seeds 5 --jobs 2
+python benchmarks/learning.py --tasks hopper walker2d --seeds 2 --jobs 2 --peer sb3
+python benchmarks/learning.py --tasks custom-small --program train_fabric_decoupled.py --ranks 2 --flags="--share-data"
+    --out /tmp/share-data
+
+A run whose file exists is not repeated. `learning_table.py` makes a table and pictures of the files.
 """
 
-import itertools
-import statistics
-from dataclasses import dataclass, field
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import tyro
-from programs import run_program
+from programs import ROOT, launched, logged_in
 
+MILLION = "--total-timesteps 1000000 --eval-episodes 20"
 CARTPOLE = (
     "--env-id CartPole-v1 --total-timesteps 100000 --num-steps 64 --update-epochs 10 --learning-rate 2e-3"
     " --gamma 0.99 --gae-lambda 0.9 --no-shared-encoder"
 )
 TASKS = {
-    "custom": "",
-    "custom-small": "--total-timesteps 300000 --num-envs 32",
+    "halfcheetah": f"--env-id HalfCheetah-v5 {MILLION}",
+    "hopper": f"--env-id Hopper-v5 {MILLION}",
+    "walker2d": f"--env-id Walker2d-v5 {MILLION}",
+    "ant": f"--env-id Ant-v5 {MILLION}",
+    "humanoid": f"--env-id Humanoid-v5 {MILLION}",
+    "swimmer": f"--env-id Swimmer-v5 {MILLION}",
+    "reacher": f"--env-id Reacher-v5 {MILLION}",
+    "inverteddoublependulum": f"--env-id InvertedDoublePendulum-v5 {MILLION}",
+    "bipedalwalker": f"--env-id BipedalWalker-v3 {MILLION}",
+    "lunarlander": "--env-id LunarLander-v3 --total-timesteps 500000 --ortho-init --num-envs 2 --num-steps 2048"
+    " --per-rank-batch-size 64 --update-epochs 10 --learning-rate 1e-3 --gamma 0.995 --ent-coef 0.01"
+    " --no-shared-encoder --activation-function relu",
+    "lunarlander-continuous": f"--env-id LunarLanderContinuous-v3 {MILLION}",
+    "mountaincarcontinuous": "--env-id MountainCarContinuous-v0 --eval-episodes 20",
+    "pendulum": "--env-id Pendulum-v1 --total-timesteps 300000 --num-envs 8 --num-steps 256 --per-rank-batch-size 128"
+    " --update-epochs 10 --learning-rate 1e-3 --no-shared-encoder --eval-episodes 100",
+    "acrobot": "--env-id Acrobot-v1 --eval-episodes 20",
     "cartpole": f"{CARTPOLE} --num-envs 8 --per-rank-batch-size 128",
     "cartpole-one-player": f"{CARTPOLE} --num-envs 16 --per-rank-batch-size 64",
     # The settings of the example that these programs grew from.
     "cartpole-example": "--env-id CartPole-v1 --num-envs 4 --num-steps 128 --per-rank-batch-size 64 --update-epochs 10"
     " --total-timesteps 65536",
-    "pendulum": "--env-id Pendulum-v1 --total-timesteps 300000 --num-envs 8 --num-steps 256 --per-rank-batch-size 128"
-    " --update-epochs 10 --learning-rate 1e-3 --no-shared-encoder --eval-episodes 100",
-    "lunarlander": "--env-id LunarLander-v3 --total-timesteps 500000 --ortho-init --num-envs 2 --num-steps 2048"
-    " --per-rank-batch-size 64 --update-epochs 10 --learning-rate 1e-3 --gamma 0.995 --ent-coef 0.01"
-    " --no-shared-encoder --activation-function relu",
+    "custom": "",
+    "custom-small": "--total-timesteps 300000 --num-envs 32",
 }
+# Programs with settings of their own: they take `PEER_FLAGS` and --seed, and end with a line of JSON.
+PEERS = {"sb3": "benchmarks/peers/sb3_tuned.py"}
+PEER_FLAGS = {"--env-id", "--total-timesteps", "--eval-episodes"}
+RESULTS = ROOT / "benchmarks/results/learning"
+MAX_POINTS = 200  # of a curve
+PACKAGES = ("torch", "gymnasium", "mujoco", "numpy", "lightning", "stable_baselines3")
 
 
 @dataclass
 class Arguments:
-    """Trains tasks with many seeds and prints the returns."""
+    """Trains tasks with many seeds, several runs at once."""
 
     tasks: list[str]
-    """Any of: custom, custom-small, cartpole, cartpole-one-player, cartpole-example, pendulum, lunarlander."""
-    seeds: int = 10
-    """Number of seeds, from 1 on."""
+    """Names of tasks, which are those of `TASKS`."""
+    seeds: int = 5
+    """Number of seeds, from 1 on; all tasks run with the first seed, then with the second one."""
+    jobs: int = 1
+    """Number of runs at once; each of their ranks has one thread."""
+    peer: Literal["", "sb3"] = ""
+    """Train with this program in place of ours; for tasks without settings, which have `PEER_FLAGS` alone."""
     program: str = "train_fabric.py"
-    """The program."""
-    ranks: list[int] = field(default_factory=lambda: [2])
-    """Numbers of ranks."""
-    variants: str = ""
-    """Groups of further flags of the program, separated by commas; each is run with all tasks and ranks."""
+    """Our program."""
+    ranks: int = 1
+    """Number of ranks of a run; one rank runs without a launcher."""
+    flags: str = ""
+    """Further flags of the program."""
     options: str = ""
-    """Further options of `fabric run`, such as --precision=bf16-mixed."""
+    """Further options of the launcher, such as --precision=bf16-mixed."""
+    out: Path = RESULTS
+    """Folder of the JSON files."""
+
+    def path(self, task: str, seed: int) -> Path:
+        """The file of a run."""
+        return self.out / f"{f'{self.peer}_' if self.peer else ''}{task}_{seed}.json"
+
+    def all_flags(self, task: str) -> list[str]:
+        """The program's flags without the seed."""
+        return [*TASKS[task].split(), *self.flags.split()]
+
+    def command(self, task: str, seed: int) -> list[str]:
+        """What starts a run."""
+        program = ROOT / (PEERS[self.peer] if self.peer else self.program)
+        launcher = [sys.executable, str(program)]
+        if self.ranks > 1:
+            launcher = launched(program, ranks=self.ranks, options=self.options.split())
+        return [*launcher, *self.all_flags(task), f"--seed={seed}"]
 
 
 def main(arguments: Arguments) -> None:
-    """Prints a row for each run when it ends."""
-    print("| task | ranks | flags | seed | greedy return | sampled return | steps/s (median) | total seconds |")
-    print("|---|---|---|---|---|---|---|---|")
-    seeds = range(1, arguments.seeds + 1)
-    for task, ranks, variant, seed in itertools.product(
-        arguments.tasks, arguments.ranks, arguments.variants.split(","), seeds
-    ):
-        flags = [*TASKS[task].split(), *variant.split(), f"--seed={seed}"]
-        scalars, seconds = run_program(arguments.program, flags, ranks=ranks, options=arguments.options.split())
-        print(
-            f"| {task} | {ranks} | {variant} | {seed} | {scalars['Test/cumulative_reward'][0]:.2f}"
-            f" | {scalars['Rewards/rew_avg'][-1]:.1f}"
-            f" | {statistics.median(scalars['Time/step_per_second']):,.0f} | {seconds:.0f} |",
-            flush=True,
-        )
+    """Makes the runs that have no file yet, and says how each ended."""
+    check(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    asked = [(task, seed) for seed in range(1, arguments.seeds + 1) for task in arguments.tasks]
+    failed = False
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        futures = {pool.submit(make_run, arguments, *run): run for run in asked if not arguments.path(*run).exists()}
+        try:
+            for future in as_completed(futures):
+                task, seed = futures[future]
+                failed |= future.exception() is not None
+                print(f"{task}, seed {seed}: {future.exception() or future.result()}", flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C, which has ended the runs, no others begin
+    if failed:
+        sys.exit(1)
+
+
+def check(arguments: Arguments) -> None:
+    """Ends the program if the runs cannot be made, or if files of other runs are in their place."""
+    if unknown := sorted(set(arguments.tasks) - TASKS.keys()):
+        sys.exit(f"error: --tasks {' '.join(unknown)}: must be among {', '.join(TASKS)}")
+    if arguments.jobs > 1 and arguments.jobs * arguments.ranks > (cores := os.cpu_count() or 1):
+        sys.exit(f"error: --jobs {arguments.jobs} with --ranks {arguments.ranks}: there are {cores} cores")
+    for task in arguments.tasks:
+        if arguments.peer and set(arguments.all_flags(task)[::2]) != PEER_FLAGS:
+            sys.exit(
+                f"error: --peer {arguments.peer}: takes {', '.join(sorted(PEER_FLAGS))} alone; not those of {task}"
+            )
+        for path in (arguments.path(task, seed) for seed in range(1, arguments.seeds + 1)):
+            if path.exists() and (found := json.loads(path.read_text())["flags"]) != " ".join(
+                arguments.all_flags(task)
+            ):
+                sys.exit(f"error: {path}: was made with the flags {found!r}; name another folder with --out")
+
+
+def make_run(arguments: Arguments, task: str, seed: int) -> str:
+    """Makes a run, writes its file, and returns what to say of it."""
+    flags = arguments.all_flags(task)
+    record = {"task": task, "seed": seed, "program": arguments.peer or arguments.program, "flags": " ".join(flags)}
+    record |= {"ranks": arguments.ranks, "jobs": arguments.jobs} | machine()
+    with tempfile.TemporaryDirectory() as folder:
+        command = arguments.command(task, seed)
+        began_at = time.time()
+        if arguments.peer:
+            output, cost = measured(command)
+            named = dict(zip(flags[::2], flags[1::2], strict=True))
+            record |= {"eval_episodes": int(named["--eval-episodes"]), "steps": int(named["--total-timesteps"])}
+            record |= json.loads(output.splitlines()[-1])
+        else:
+            _, cost = measured([*command, f"--log-dir={folder}"])
+            record |= results_in(Path(folder), began_at)
+    record |= cost  # a peer's line has the seconds of its training only; these are those of the program
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
+    part = arguments.path(task, seed).with_suffix(".part")
+    part.write_text(f"{{\n{lines}\n}}\n")
+    part.replace(arguments.path(task, seed))
+    return (
+        f"greedy return {record['greedy_return']:.2f}, sampled {record['sampled_return']:.2f}, {cost['seconds']:.0f} s"
+    )
+
+
+def measured(command: list[str]) -> tuple[str, dict[str, float]]:
+    """What a command printed, and the seconds that it took; CPU seconds are those of all its processes together.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        began_at = time.perf_counter()
+        process = subprocess.Popen(command, stdout=output, stderr=errors, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        _, status, usage = os.wait4(process.pid, 0)  # RUSAGE_CHILDREN would include the runs beside this one
+        seconds = time.perf_counter() - began_at
+        process.returncode = os.waitstatus_to_exitcode(status)
+        for file in (output, errors):
+            file.seek(0)
+        if process.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{errors.read()[-2000:]}")
+        return output.read(), {"seconds": round(seconds, 1), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1)}
+
+
+def results_in(logs: Path, began_at: float) -> dict[str, Any]:
+    """Returns, steps and curve of the run that logged there; a curve's seconds count from `began_at`."""
+    (config,) = logs.glob("*/*/config.json")
+    events = logged_in(logs)
+    (mean,), (std,) = events.Scalars("Test/cumulative_reward"), events.Scalars("Test/return_std")
+    training = events.Scalars("Rewards/last_100_episodes")
+    chosen = np.unique(np.linspace(0, len(training) - 1, min(len(training), MAX_POINTS)).round().astype(int))
+    return {
+        "greedy_return": round(mean.value, 3),
+        "greedy_std": round(std.value, 3),
+        "eval_episodes": json.loads(config.read_text())["eval_episodes"],
+        "sampled_return": round(training[-1].value, 3),
+        "steps": mean.step,
+        "curve": [[(e := training[i]).step, round(e.wall_time - began_at, 1), round(e.value, 2)] for i in chosen],
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The revision of the source, the CPU, and the versions of packages."""
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    revision = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    cpu = re.search("model name\\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    installed = {found.metadata["Name"].lower(): found.version for found in importlib.metadata.distributions()}
+    versions = {name: installed[name] for name in PACKAGES if name in installed}
+    return {"revision": revision, "cpu": cpu[1] if cpu else platform.machine(), "cores": os.cpu_count()} | {
+        "versions": {"python": platform.python_version()} | versions
+    }
 
 
 if __name__ == "__main__":

@@ -33,11 +33,16 @@ def run_program(
         began_at = time.perf_counter()
         _, memory_mib = run_watched(command, os.environ | dict(variables or {}))
         seconds = time.perf_counter() - began_at
-        (run,) = Path(folder).glob("*/*")
-        events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+        events = logged_in(Path(folder))
         scalars = {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
         steps = [float(event.step) for event in events.Scalars("Time/step_per_second")]
         return scalars | {"step": steps, "memory_mib": [memory_mib]}, seconds
+
+
+def logged_in(log_dir: Path) -> EventAccumulator:
+    """What the only run of a `--log-dir` logged."""
+    (run,) = log_dir.glob("*/*")
+    return EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
 
 
 def launched(program: Path, *, ranks: int, options: Sequence[str] = ()) -> list[str]:

@@ -1,14 +1,16 @@
 """Sends samples from the player to the trainers, in a buffer allocated once, and weights and metrics back.
 
-Each update, the player scatters (or broadcasts) the samples of its rollout, and in front of them its order for the end
-of the update: whether to write a checkpoint, to stop, or to end the run. The first trainer answers with its weights.
+Each update, the player scatters (or broadcasts) the samples of its rollout, and in front of them the statistics that
+observations were normalized with, and its order for the end of the update: whether to write a checkpoint, to stop, or
+to end the run. The first trainer answers with its weights.
 Everything passes through host memory (pinned where a GPU is at either end), over the process group of all ranks, so
 that it works wherever player and trainers are, also on one GPU together.
 """
 
+import io
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +34,7 @@ class Order(NamedTuple):
     done: float  # the fraction of the run that was done before this update
 
 
-ORDER = struct.Struct("<BBBd")  # its bytes, fewer than any row's
+ORDER = struct.Struct("<BBBd")
 
 
 def padded(samples: Any, num_parts: int) -> Any:
@@ -48,6 +50,11 @@ def padded(samples: Any, num_parts: int) -> Any:
     longer.weight[:num_rows] *= (num_rows + num_missing) / num_rows
     longer.weight[num_rows:] = 0
     return longer
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> bytes:
+    """The bytes of some tensors, one after the other."""
+    return b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)
 
 
 class Exchange:
@@ -73,26 +80,32 @@ class Exchange:
         self.metric_names = metric_names
         self.num_trainers = num_trainers
         self.shared = shared
-        rows_each, row_bytes = math.ceil(num_rows / num_trainers), pack(like).shape[1]
-        self.num_bytes = rows_each * row_bytes * num_trainers * (num_trainers if shared else 1)
+        rows_each, self.row_bytes = math.ceil(num_rows / num_trainers), pack(like).shape[1]
+        self.num_bytes = rows_each * self.row_bytes * num_trainers * (num_trainers if shared else 1)
         # A scatter has a part for the player too, which nobody reads.
         num_parts = num_trainers if shared else num_trainers + 1 if dist.get_rank() == PLAYER else 1
-        # In front of each part stands the player's order.
-        self.buffer = torch.zeros(num_parts, 1 + rows_each, row_bytes, dtype=torch.uint8, pin_memory=pinned)
-        # On the player: the agent that gets the trainers' weights, and whether weights are to be received or applied.
+        # In front of each part stand the player's order and the statistics; rows begin where every dtype may.
+        header_bytes = math.ceil((ORDER.size + len(bytes_of(policy.buffers()))) / 64) * 64
+        num_bytes = header_bytes + rows_each * self.row_bytes
+        self.buffer = torch.zeros(num_parts, num_bytes, dtype=torch.uint8, pin_memory=pinned)
+        self.header, self.rows = self.buffer[:, :header_bytes], self.buffer[:, header_bytes:]
+        # The trainers' weights go to the player, the player's statistics to the trainers.
         self.policy = policy
+        # On the player: whether weights are to be received or applied.
         self.outstanding = False
         self.received: tuple[Tensor, Tensor] | None = None
 
     def send_rows(self, rows: Samples, order: Order) -> None:
         """The player sends every trainer its part of a rollout's rows, and its order for the end of the update."""
         packed = pack(padded(rows, self.num_trainers))
-        self.buffer[:, 0, : ORDER.size] = torch.tensor(list(ORDER.pack(*order)), dtype=torch.uint8)
+        header = torch.frombuffer(bytearray(ORDER.pack(*order) + bytes_of(self.policy.buffers())), dtype=torch.uint8)
+        self.header[:, : len(header)] = header
         if self.shared:
-            self.buffer[:, 1:].copy_(packed.view_as(self.buffer[:, 1:]))
+            self.rows.copy_(packed.view_as(self.rows))
             dist.broadcast(self.buffer, PLAYER)
         else:
-            self.buffer[1:, 1:].copy_(packed.view(-1, self.num_trainers, packed.shape[1]).transpose(0, 1))
+            by_trainer = packed.view(-1, self.num_trainers, self.row_bytes).transpose(0, 1)
+            self.rows[1:].view(by_trainer.shape).copy_(by_trainer)
             dist.scatter(self.buffer[0], list(self.buffer), PLAYER)
         self.outstanding = True
 
@@ -102,8 +115,13 @@ class Exchange:
             dist.broadcast(self.buffer, PLAYER)
         else:
             dist.scatter(self.buffer[0], None, PLAYER)
-        order = Order(*ORDER.unpack(bytes(self.buffer[0, 0, : ORDER.size].tolist())))
-        return unpack(self.buffer[:, 1:].flatten(0, 1).to(self.like.weight.device), self.like), order
+        header = io.BytesIO(self.header[0].numpy().tobytes())
+        order = Order(*ORDER.unpack(header.read(ORDER.size)))
+        for statistics in self.policy.buffers():
+            own = torch.frombuffer(bytearray(header.read(statistics.nbytes)), dtype=statistics.dtype)
+            statistics.copy_(own.view_as(statistics))
+        rows = self.rows.reshape(-1, self.row_bytes).to(self.like.weight.device)
+        return unpack(rows, self.like), order
 
     def send_weights(self, metrics: Mapping[str, float]) -> None:
         """The first trainer sends the player its weights, and the metrics of the update that led to them."""

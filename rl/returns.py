@@ -14,6 +14,12 @@ class Flow(NamedTuple):
     advantage: Tensor  # [N]
 
 
+class Running(NamedTuple):
+    """What `scan` carries from a step to the one after."""
+
+    discounted_return: Tensor  # [N]
+
+
 def gae(
     reward: Tensor,
     value: Tensor,
@@ -45,3 +51,17 @@ def returns_to_go(reward: Tensor, ended: Tensor, gamma: float) -> Tensor:
     zero = torch.zeros_like(reward)
     # If all values are 0 and lambda is 1, the advantage is the return.
     return gae(reward, zero, zero, terminated=ended, truncated=ended, gamma=gamma, gae_lambda=1.0)
+
+
+def discounted_returns(before: Tensor, reward: Tensor, ended: Tensor, gamma: float) -> Tensor:
+    """Sums [T, N] of an episode's rewards up to each step, discounted once a step, from tensors [T, N].
+
+    `before` [N] are those of the step before the first one, or 0 where an episode begins.
+    """
+
+    def step(last: Running, reward: Tensor, ended: Tensor) -> tuple[Running, Running]:
+        now = torch.add(reward, last.discounted_return, alpha=gamma)
+        return Running(now * ~ended), Running(now)
+
+    _, running = scan(step, Running(before), (reward, ended), Running)
+    return running.discounted_return

@@ -65,11 +65,13 @@ class Collector:
         self.num_steps = torch.zeros((), dtype=torch.int64, device=envs.device)
         self.num_played = 0
         self.obs = envs.reset(seed, first_env)
+        self.discounted_return = torch.zeros(envs.num_envs, device=envs.device)
         self.decide = execution.step(functools.partial(decide, policy))
 
     def restart(self) -> None:
         """Starts a new episode in every environment, also where the current one has not ended."""
         self.obs = self.envs.restart()
+        self.discounted_return.zero_()
 
     def collect(self, num_steps: int) -> Rollout:
         """The rollout [T, N, ...] of the next T steps."""
@@ -93,7 +95,8 @@ class Collector:
         return next_value
 
     def state_dict(self) -> dict[str, Any]:
-        return {"num_steps": int(self.num_steps), "envs": {"obs": self.obs.cpu(), **self.envs.state_dict()}}
+        envs = {"obs": self.obs.cpu(), "discounted_return": self.discounted_return.cpu(), **self.envs.state_dict()}
+        return {"num_steps": int(self.num_steps), "envs": envs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores the environments; prints a note if observations differ from the saved ones."""
@@ -103,7 +106,9 @@ class Collector:
             raise ValueError(f"observations of shape {tuple(saved.shape)} instead of {tuple(self.obs.shape)}")
         obs = self.envs.load_state_dict(state["envs"], state["num_steps"])
         self.obs = saved if obs is None else obs
-        if num_changed := int((self.obs != saved).any(-1).sum()):
+        changed = (self.obs != saved).any(-1)
+        self.discounted_return.copy_(discounted_return_in(state) * ~changed)
+        if num_changed := int(changed.sum()):
             print(
                 f"note: {num_changed} of {self.envs.num_envs} environments of rank {rank()} could not be restored:"
                 " the resumed run is statistically like the uninterrupted one, but not bit-exact",
@@ -122,12 +127,14 @@ class TensorCollector:
         self.num_steps = torch.zeros((), dtype=torch.int64, device=envs.device)
         self.num_played = 0
         envs.reset(seed, first_env)
+        self.discounted_return = torch.zeros(envs.num_envs, device=envs.device)
         self.play_step = execution.part(self._play_step)
         self.play = execution.loop(self._play)
 
     def restart(self) -> None:
         """Starts a new episode in every environment, also where the current one has not ended."""
         self.envs.state = self.envs.start(self.num_steps)
+        self.discounted_return.zero_()
 
     def collect(self, num_steps: int) -> Rollout:
         """The rollout [T, N, ...] of the next T steps."""
@@ -153,11 +160,18 @@ class TensorCollector:
         return after, row(obs, decision, step)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"num_steps": int(self.num_steps), "envs": self.envs.state_dict()}
+        envs = {"discounted_return": self.discounted_return.cpu(), **self.envs.state_dict()}
+        return {"num_steps": int(self.num_steps), "envs": envs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.num_steps.fill_(state["num_steps"])
         self.envs.load_state_dict(state["envs"], state["num_steps"])
+        self.discounted_return.copy_(discounted_return_in(state))
+
+
+def discounted_return_in(state: Mapping[str, Any]) -> Tensor:
+    """The discounted returns [N] in a collector's state; 0 in one of an earlier version."""
+    return torch.as_tensor(state["envs"].get("discounted_return", 0.0))
 
 
 AnyCollector = Collector | TensorCollector

@@ -1,6 +1,7 @@
 """Assembles what every program needs, and closes all of it whatever happens."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -17,12 +18,13 @@ from rl.learners.learner import AnyLearner
 from rl.models.agent import Agent, Weights
 from rl.models.float8 import to_float8
 from rl.optimization import AUTOCAST, GradientStep, make_adam
-from rl.rollout import AnyCollector, make_collector
+from rl.rollout import AnyCollector, Rollout, make_collector
 from rl.run.folder import RunFolder, open_folder
 from rl.run.logger import Logger
 from rl.run.run import Run
 from rl.run.state import State, Stateful, learning
 from rl.seeding import Shuffle
+from rl.statistics import Statistics
 
 
 def one_env(config: Config[Any]) -> Envs:
@@ -39,9 +41,11 @@ class Session:
     ranks: Ranks
     agent: Agent
     weights: Weights
+    autocast: Callable[[], torch.autocast]
     optimizer: torch.optim.Optimizer | None = None
     scaler: torch.amp.GradScaler | None = None
     collector: AnyCollector
+    statistics: Statistics
     state: State
 
     def __init__(self, config: Config[Any], program: str, device: torch.device, *, plays: bool = True) -> None:
@@ -106,7 +110,8 @@ class Session:
             self.collector = make_collector(
                 envs, self.agent, seed=config.seed, first_env=first_env, execution=self.execution
             )
-            self.estimate = self.execution.loop(partial(self.learner.estimate, self.agent))
+            self.estimate = self.execution.loop(self._estimate)
+            self.statistics = Statistics(self.agent, self.collector, config.learner.gamma)
             state.own["collector"] = self.collector
         if self.optimizer is not None:
             shared = config.learner.share_data
@@ -114,11 +119,15 @@ class Session:
             state.own |= {"shuffle": self.shuffle, "learner": self.learner}
             vector = self.weights.vector
             state.shared = learning(self.agent, vector, self.optimizer, self.scaler)
-            state.replicas = (vector, *self.optimizer.state[vector].values())
+            state.replicas = (vector, *self.optimizer.state[vector].values(), *self.agent.buffers())
         run = Run(self, logger)
         if self.plays:
             state.own["run"] = run
         return self.closing.enter_context(run)
+
+    def _estimate(self, rollout: Rollout) -> Any:
+        """What the learner estimates from a rollout, whose rewards it sees in the critic's unit."""
+        return self.learner.estimate(self.agent, rollout._replace(reward=self.agent.scaled(rollout.reward)))
 
     def compiled_step(self) -> GradientStep:
         """The gradient step of a compiled run: the same arithmetic, with one all-reduce in place of DDP."""

@@ -8,10 +8,12 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
 
 from rl.envs.spaces import DiscreteActions, Spaces
 from rl.errors import UserError, require
 from rl.models.distributions import Categorical, DiagonalGaussian, Distribution, SquashedGaussian
+from rl.models.normalizer import CLIP, Normalizer
 
 Policy = Callable[[Tensor], tuple[Distribution, Tensor]]  # an agent, or a wrapper of one
 
@@ -33,6 +35,10 @@ class Network:
     """Initialize weights orthogonally; otherwise as PyTorch does by default."""
     log_std_init: float = 0.0
     """Logarithm of the initial standard deviation of continuous actions; during training it stays in -20 to 2."""
+    normalize_obs: bool = False
+    """Shift and scale observations to mean 0 and standard deviation 1, as measured so far on all ranks."""
+    normalize_reward: bool = False
+    """Learn from rewards divided by the standard deviation of their discounted sum, as measured so far."""
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""
@@ -64,6 +70,11 @@ class Agent(nn.Module):
         num_outputs = actions.num_actions if isinstance(actions, DiscreteActions) else len(actions.low)
         self.actor = nn.Linear(width, num_outputs)
         self.critic = nn.Linear(width, 1)
+        self.obs_normalizer = Normalizer(spaces.obs_size) if network.normalize_obs else None
+        self.return_normalizer = Normalizer(1) if network.normalize_reward else None
+        # Ranks update statistics by the same sums; DDP would send them once more before each gradient step.
+        buffers = [name for name, _ in self.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)  # type: ignore[no-untyped-call]
         discrete = isinstance(actions, DiscreteActions)
         self.squash = not isinstance(actions, DiscreteActions) and actions.squash
         self.log_std = None if discrete else nn.Parameter(torch.full((num_outputs,), network.log_std_init))
@@ -75,6 +86,8 @@ class Agent(nn.Module):
 
         They are float32 whatever precision the network computes in, so that losses need not know it.
         """
+        if self.obs_normalizer is not None:
+            obs = self.obs_normalizer(obs)
         obs = obs.to(self.critic.weight.dtype)
         encoded = self.encoder(obs)
         value = self.critic(encoded if self.critic_encoder is None else self.critic_encoder(obs))
@@ -87,6 +100,16 @@ class Agent(nn.Module):
             )
         )
         return distribution, value.squeeze(-1).float()
+
+    def scaled(self, reward: Tensor) -> Tensor:
+        """Rewards [...] in the critic's unit."""
+        if self.return_normalizer is None:
+            return reward
+        return (reward * self.return_normalizer.scale).clamp(-CLIP, CLIP)
+
+    def normalizers(self) -> list[Normalizer]:
+        """Those of observations and returns, where flags ask for them."""
+        return [module for module in self.children() if isinstance(module, Normalizer)]
 
     def _init_orthogonally(self) -> None:
         """Orthogonal weights and zero biases ("The 37 implementation details of PPO", detail 2)."""

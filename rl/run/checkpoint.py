@@ -238,9 +238,12 @@ def agent_of(content: Content) -> Agent:
         network.check()
         with torch.device("meta"):  # takes no memory, whatever sizes the flags have
             agent = Agent(spaces, replace(network, ortho_init=False))
+        dtypes = [buffer.dtype for buffer in agent.buffers()]
         agent.load_state_dict(content["agent"], assign=True)
         dtype = torch.bfloat16 if content["config"]["precision"] == "bf16-true" else torch.float32
-        if any(tensor.dtype != dtype for tensor in content["agent"].values()):
+        if any(parameter.dtype != dtype for parameter in agent.parameters()):
             raise TypeError(f"weights that are not {dtype}")
+        if [buffer.dtype for buffer in agent.buffers()] != dtypes:
+            raise TypeError("statistics of another precision")
     check_finite(content["agent"])
     return agent

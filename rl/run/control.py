@@ -183,7 +183,7 @@ def weighted_sum(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """A checksum (int64 []) without waiting for a GPU: the sum of every word times an odd constant for its position."""
     total = torch.zeros((), dtype=torch.int64, device=device)
     for tensor in tensors:
-        words = tensor.detach().flatten().view({4: torch.int32, 2: torch.int16}[tensor.element_size()])
+        words = tensor.detach().flatten().view({8: torch.int64, 4: torch.int32, 2: torch.int16}[tensor.element_size()])
         total = split_mix(total) + (words * _constants(len(words), device)).sum()
     return total
 

@@ -33,6 +33,11 @@ class Evaluation(NamedTuple):
     unfinished: Tensor  # [N] bool, cut at `max_steps`
     given_up: bool = False  # there was no time, so the returns say nothing about the policy
 
+    def metrics(self) -> dict[str, float]:
+        """Mean and standard deviation over the episodes."""
+        std = self.total_return.std(correction=0)
+        return {"Test/cumulative_reward": self.total_return.mean().item(), "Test/return_std": std.item()}
+
 
 @torch.no_grad()
 def evaluate(policy: Agent, envs: Envs, *, seed: int, max_steps: int, max_seconds: float = math.inf) -> Evaluation:

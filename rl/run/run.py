@@ -9,50 +9,32 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from signal import Signals as SignalNumber
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from rl.compile import Execution
-from rl.config import Config
 from rl.dist.launch import rank
 from rl.dist.ranks import Ranks
 from rl.errors import CheckpointError, StopError
 from rl.exchange import Exchange
-from rl.learners.learner import AnyLearner, Metrics, Samples
-from rl.models.agent import Agent
+from rl.learners.learner import Metrics, Samples
 from rl.reporting import COMPLETE, exit_file
-from rl.rollout import AnyCollector, Rollout
+from rl.rollout import Rollout
+from rl.run.assembled import Assembled
 from rl.run.checkpoint import Content, Position, content_of
 from rl.run.control import MAX_FAILED_WRITES, Control, Signals
-from rl.run.folder import PERIODIC, RunFolder
+from rl.run.folder import PERIODIC
 from rl.run.keeper import Keeper
 from rl.run.logger import Episodes, Guarded, Logger, Progress, say
 from rl.run.metrics import Averages, Finite
 from rl.run.resume import note_learning_rate
-from rl.run.state import State, Stateful
+from rl.run.state import Stateful
 from rl.run.summary import summary
 
 MAX_LOG_POINTS = 1000  # of a run: logging takes a millisecond, and a small update little more
 COUNTERS = ("update", "seconds", "unlogged_seconds", "step", "skipped_steps")
-
-
-class Assembled(Protocol):
-    """What a run needs of a `Session`."""
-
-    config: Config[Any]
-    folder: RunFolder
-    agent: Agent
-    learner: AnyLearner
-    optimizer: torch.optim.Optimizer | None  # None on a rank that does not learn
-    scaler: torch.amp.GradScaler | None
-    plays: bool
-    collector: AnyCollector  # of a rank that plays
-    execution: Execution
-    ranks: Ranks
-    state: State
 
 
 class Run:
@@ -129,6 +111,8 @@ class Run:
         every_updates, every_seconds = self.config.keep.interval()
         self.logged_at = self._clock() - self.unlogged_seconds
         self.signals.in_loop = True
+        if self.session.statistics.are_missing():
+            self._measure()
         # Steps that only reset do not count, so the run takes a few more updates where environments have them.
         while (self.update < self.num_updates or self.resets_in_next_step) and (done := self.fraction_done()) < 1:
             is_due = (self.update + 1) % every_updates == 0 or time.monotonic() - self.saved_at >= every_seconds
@@ -137,6 +121,7 @@ class Run:
             self._anneal(done)
             yield done
             self.update += 1
+            self.session.statistics.update()
             if self.reads_each_update:
                 self.control.read()
             self.step += self.control.num_steps
@@ -149,6 +134,16 @@ class Run:
                 began_at, self.logged_at = self.logged_at, self._clock()
                 self._log(self.logged_at - began_at)
             self._obey(self.control.save, self.control.stop)
+
+    def _measure(self) -> None:
+        """Collects a rollout for its statistics only: its observations could not be normalized."""
+        session = self.session
+        with self.timed("collect"), torch.no_grad(), session.autocast():
+            rollout = session.learner.collect(session.collector)
+        session.statistics.begin(rollout, self.control.sum, self.ranks.sum)  # the first also counts the steps
+        self.record_rollout(rollout, {})
+        self.control.read()
+        self.step += self.control.num_steps
 
     def follow(self, exchange: Exchange) -> Iterator[Samples]:
         """The updates of a trainer: yields the samples of each, up to the one that the player marks as the last.
@@ -180,9 +175,9 @@ class Run:
         if self.session.scaler is not None:
             self.record({"Info/loss_scale": self.session.scaler.get_scale()})
 
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over ranks that every update takes; requests and checksums travel with it."""
-        return self.control.sum(values)
+    def sum(self, values: Tensor, rollout: Rollout) -> Tensor:
+        """The sum over ranks that every update takes; statistics, requests and checksums travel with it."""
+        return self.session.statistics.sum(values, rollout, self.control.sum)
 
     def timed(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Records the seconds that a block takes."""
@@ -221,8 +216,7 @@ class Run:
         self._stop(self.signals.stop, path)
         self.progress.close()  # the summary is printed below it
         evaluation = self.keeper.evaluate_last(content)
-        reached = {"Test/cumulative_reward": evaluation.total_return.mean().item()}
-        self.logger.log_hyperparams(self.config.flags(), reached, self.step)
+        self.logger.log_hyperparams(self.config.flags(), evaluation.metrics(), self.step)
         if self.config.capture_video:
             self.keeper.film("test_videos", "greedy")
         say(summary(self, evaluation))

@@ -26,7 +26,14 @@ EXCHANGE_TAGS = {
 }
 
 
-@pytest.mark.parametrize("flags", ["", "--share-data --env-id CartPole-v1", "--env-id Pendulum-v1 --target-kl 0.001"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--share-data --env-id CartPole-v1",
+        "--env-id Pendulum-v1 --target-kl 0.001 --normalize-obs --normalize-reward",
+    ],
+)
 def test_one_player_and_one_trainer_end_with_the_parameters_of_one_coupled_rank(flags: str) -> None:
     arguments = [*SMALL, "--total-timesteps", "3000", *flags.split()]
     succeeded(decoupled(*arguments, ranks=2))

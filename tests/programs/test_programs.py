@@ -40,6 +40,7 @@ TAGS = {
     "Time/collect_seconds",
     "Time/learn_seconds",
     "Test/cumulative_reward",
+    "Test/return_std",
 }
 SMALL = ["--num-envs", "4", "--num-steps", "32", "--hidden-sizes", "16", "16", "--eval-episodes", "2"]
 

@@ -59,6 +59,7 @@ def as_it_was(folder: Path, update: int) -> Path:
     return copy
 
 
+NORMALIZED = "--normalize-obs --normalize-reward"
 STEPS = f"--total-timesteps {NUM_UPDATES * 96}"
 VARIANTS = {
     "a batched class": STEPS,
@@ -67,7 +68,8 @@ VARIANTS = {
     "processes": f"{STEPS} --env-id Acrobot-v1 --vectorization async",
     "Box2D": f"{STEPS} --env-id LunarLander-v3",
     "Box2D that has to be made anew": f"{STEPS} --env-id BipedalWalker-v3",
-    "continuous tensors": f"{STEPS} --env-id Pendulum-v1 --vectorization tensor",
+    "continuous tensors, normalized": f"{STEPS} --env-id Pendulum-v1 --vectorization tensor {NORMALIZED}",
+    "normalized": f"{STEPS} --env-id CartPole-v1 {NORMALIZED} --precision bf16-true",
     "fp16": f"{STEPS} --precision 16-mixed",
     "bf16": f"{STEPS} --precision bf16-true",
     "a replay buffer": f"actor-critic {STEPS} --buffer-size 200 --total-episodes 9999",
