@@ -22,7 +22,7 @@ class Rollout(NamedTuple):
 
     obs: Tensor  # [T, N, D] float32
     next_obs: Tensor  # [T, N, D] float32, where the action led; the final observation of an episode that ended
-    action: Tensor  # [T, N] int64 or [T, N, A] float32, as sampled, before any clipping to the environment's bounds
+    action: Tensor  # [T, N] int64 or [T, N, A] float32, as sampled, before the environment's bounds
     log_prob: Tensor  # [T, N] float32, of the action under the policy that took it
     value: Tensor  # [T, N] float32, of obs
     next_value: Tensor  # [T, N] float32, of next_obs

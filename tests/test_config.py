@@ -25,8 +25,8 @@ FLAGS = [
     "learning_rate", "log_dir", "log_std_init", "max_eval_steps", "max_grad_norm", "max_replay_steps",
     "normalize_advantages", "num_envs", "num_minibatches", "num_steps",
     "ortho_init", "per_rank_batch_size", "precision", "rank_timeout", "report_episodes", "resume",
-    "seed", "share_data", "shared_encoder", "target_kl", "torch_deterministic", "total_episodes", "total_timesteps",
-    "update_epochs", "vectorization", "vf_coef",
+    "seed", "share_data", "shared_encoder", "squash", "target_kl", "torch_deterministic",
+    "total_episodes", "total_timesteps", "update_epochs", "vectorization", "vf_coef",
 ]
 # fmt: on
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from gymnasium.utils import env_checker
 from torch import Tensor
@@ -71,13 +72,14 @@ def _check_tensor_env(env: TensorEnv, name: str, device: torch.device) -> None:
     envs = TensorEnvs(_Watched(env, name).stepped(), NUM_ENVS, name).to(device)
     actions = copy.deepcopy(env.action_space)
     actions.seed(0)
-    start, dtype = (int(actions.start), torch.int64) if isinstance(actions, gym.spaces.Discrete) else (0, torch.float32)
+    start = int(actions.start) if isinstance(actions, gym.spaces.Discrete) else None
     with torch.no_grad():
         envs.reset(seed=0)
         for _ in range(NUM_EPISODES):
             for _ in range(NUM_STEPS):
-                action = [(actions.sample() - start).tolist() for _ in range(NUM_ENVS)]
-                envs.step(torch.tensor(action, dtype=dtype, device=device))
+                sampled = np.stack([actions.sample() for _ in range(NUM_ENVS)])
+                action = sampled.reshape(NUM_ENVS, -1).astype(np.float32) if start is None else sampled - start
+                envs.step(torch.as_tensor(action, device=device))
             envs.restart()
 
 

@@ -48,6 +48,8 @@ class EnvConfig:
     """Seconds to wait for an environment, before the run stops and names the one that hangs."""
     max_replay_steps: int = 100_000
     """Longest episode that --resume replays; a longer one is replaced by a new episode."""
+    squash: bool = False
+    """Map continuous actions into their bounds by tanh, instead of clipping them."""
 
     def check(self) -> None:
         """Raises `UserError` for an invalid value."""
@@ -105,7 +107,9 @@ def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = 
     with making(config):
         env_id = _imported(config)
         if config.vectorization == "tensor":
-            return _make_tensor_envs(env_id, config.num_envs)
+            tensor_envs = _make_tensor_envs(env_id, config.num_envs)
+            tensor_envs.spaces = _spaces(config, tensor_envs)
+            return tensor_envs
         native = _is_native(config, env_id)
         # Tried on one made in this process, where an error keeps its cause.
         memory, made_anew = probed(env_id) if training and not native else ("none", False)
@@ -122,7 +126,7 @@ def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = 
                 file=sys.stderr,
             )
         try:
-            return GymEnvs(
+            gym_envs = GymEnvs(
                 envs,
                 config.env_id,
                 seeded=not native,
@@ -131,9 +135,15 @@ def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = 
                 max_replay_steps=config.max_replay_steps,
                 where="the run" if training else "the evaluation",
             )
+            gym_envs.spaces = _spaces(config, gym_envs)
+            return gym_envs
         except UserError:
             envs.close()
             raise
+
+
+def _spaces(config: EnvConfig, envs: Envs) -> Spaces:
+    return envs.spaces.squashed(config.env_id) if config.squash else envs.spaces
 
 
 def has_tensor_form(config: EnvConfig) -> bool:

@@ -52,6 +52,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
         self.shape = env.observation_space.shape  # kept, because wrappers look the space up anew each time
+        self.takes_number = isinstance(env.action_space, gym.spaces.Box) and env.action_space.shape == ()
         self.index = 0  # of this environment in its rank
         self.made_anew = False  # whether each episode needs a new object
         self.environment, self.episode, self.num_steps = 0, 0, 0
@@ -71,7 +72,8 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         self.num_steps += 1
         what = "an observation, a reward, two booleans and a dictionary"
-        obs, reward, terminated, truncated, info = self._checked(self.env.step, action, size=5, what=what)
+        given = np.asarray(action) if self.takes_number else action  # batches give NumPy's number, not an array
+        obs, reward, terminated, truncated, info = self._checked(self.env.step, given, size=5, what=what)
         # Tried first what almost all environments return, since this runs for each of them in each step.
         if type(obs) is not np.ndarray or obs.shape != self.shape or obs.dtype.kind not in "biuf":
             self._check_obs(obs)

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,21 +40,28 @@ class DiscreteActions:
 
 @dataclass(frozen=True)
 class BoxActions:
-    """Vectors of numbers between bounds."""
+    """Numbers between bounds, which the agent has as a vector [A], whatever shape the environment gives them."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     dtype: str = "float32"
     """The environment's type of actions, by NumPy's name."""
+    shape: tuple[int, ...] | None = None
+    """The environment's shape of an action; None for a vector."""
+    squash: bool = False
+    """Whether tanh maps the agent's unbounded actions into the bounds; otherwise they are clipped."""
 
     @classmethod
     def of(cls, space: spaces.Box) -> "BoxActions":
         """The actions of a space; a bound that float64 cannot hold (a large integer) becomes the next number inside."""
-        low, high = ([(bound, float(bound)) for bound in bounds.tolist()] for bounds in (space.low, space.high))
+        low, high = (
+            [(bound, float(bound)) for bound in bounds.tolist()] for bounds in (space.low.ravel(), space.high.ravel())
+        )
         return cls(
             tuple(near if near >= bound else math.nextafter(near, math.inf) for bound, near in low),
             tuple(near if near <= bound else math.nextafter(near, -math.inf) for bound, near in high),
             np.dtype(space.dtype).name,
+            None if len(space.shape) == 1 else tuple(space.shape),
         )
 
     @property
@@ -72,18 +79,26 @@ class BoxActions:
         return finite
 
     def to_env(self, action: NDArray[Any]) -> NDArray[Any]:
-        """The agent's unbounded actions [..., A], clipped to the environment's bounds, in its dtype."""
+        """The agent's unbounded actions [..., A] within the environment's bounds, in its shape and dtype."""
         # Clipped in float64: a number between two numbers of a narrower type stays between them when it is cast.
         exact = action.astype(np.float64)
+        if self.squash:
+            low, high = self.limits / 2
+            exact = low + high + (high - low) * np.tanh(exact)
         exact = exact if np.dtype(self.dtype).kind == "f" else np.rint(exact)
         in_env: NDArray[Any] = np.clip(exact, *self.limits).astype(self.dtype)
-        return in_env
+        return in_env if self.shape is None else in_env.reshape(*action.shape[:-1], *self.shape)
 
     def within_bounds(self, action: Tensor) -> Tensor:
-        """The agent's unbounded actions [..., A], clipped to the environment's bounds."""
-        action = action if np.dtype(self.dtype).kind == "f" else action.round()
+        """The agent's unbounded actions [..., A] within the environment's bounds, in its shape."""
         columns = zip(action.unbind(-1), self.low, self.high, strict=True)
-        return torch.stack([column.clamp(low, high) for column, low, high in columns], dim=-1)
+        bounded = torch.stack([self._bounded(column, low, high) for column, low, high in columns], dim=-1)
+        return bounded if self.shape is None else bounded.reshape(*action.shape[:-1], *self.shape)
+
+    def _bounded(self, column: Tensor, low: float, high: float) -> Tensor:
+        if self.squash:
+            column = (low / 2 + high / 2) + (high / 2 - low / 2) * column.tanh()
+        return (column if np.dtype(self.dtype).kind == "f" else column.round()).clamp(low, high)
 
 
 Actions = DiscreteActions | BoxActions
@@ -114,13 +129,26 @@ class Spaces:
             return cls(observation.shape[0], DiscreteActions(int(action.n), int(action.start)))
         if (
             isinstance(action, spaces.Box)
-            and len(action.shape) == 1
-            and action.shape[0] > 0
+            and math.prod(action.shape) > 0
             and action.dtype.itemsize <= 8  # torch has no wider numbers
             and (action.low <= action.high).all()  # false for NaN
         ):
             return cls(observation.shape[0], BoxActions.of(action))
         raise UserError(
             f"--env-id {env_id}: its action space is {action}; supported are Discrete with at most {MAX_ACTIONS:,}"
-            " actions, and a Box with one dimension"
+            " actions, and a Box of numbers of at most 64 bits"
         )
+
+    def squashed(self, env_id: str) -> "Spaces":
+        """These spaces, with actions that tanh maps into their bounds; raises `UserError` if there are none."""
+        actions = self.actions
+        if isinstance(actions, DiscreteActions):
+            raise UserError(f"--squash: the actions of {env_id} are discrete; must be a Box, or leave the flag out")
+        for number, bounds in enumerate(zip(actions.low, actions.high, strict=True)):
+            if not all(map(math.isfinite, bounds)):
+                low, high = bounds
+                raise UserError(
+                    f"--squash: component {number} of the actions of {env_id} is bounded by {low:g} and {high:g}; must"
+                    " have finite bounds, or leave the flag out"
+                )
+        return replace(self, actions=replace(actions, squash=True))

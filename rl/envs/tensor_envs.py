@@ -39,7 +39,7 @@ class TensorEnv(ABC):
 
     @abstractmethod
     def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
-        """The next states, given actions int64 [N] counted from 0, or float32 [N, A] within bounds."""
+        """The next states, given actions int64 [N] counted from 0, or float32 [N, ...] within bounds."""
 
     def observation(self, state: Tensor) -> Tensor:
         """Observations [N, D] of states; the states themselves, unless overridden."""
@@ -213,7 +213,7 @@ class TensorVectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Tensor]):
             action, what, right = given.float(), "numbers", not bool(given.isnan().any())
         if given.shape != must or not right:
             raise gym.error.InvalidAction(f"actions {given.tolist()}: must be {what} of shape {must}")
-        step = self.envs.step(action)
+        step = self.envs.step(action if isinstance(space, gym.spaces.Discrete) else action.reshape(len(action), -1))
         ended = step.terminated | step.truncated
         info = {
             "final_obs": step.next_obs,

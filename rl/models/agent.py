@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rl.envs.spaces import DiscreteActions, Spaces
 from rl.errors import UserError, require
-from rl.models.distributions import Categorical, DiagonalGaussian, Distribution
+from rl.models.distributions import Categorical, DiagonalGaussian, Distribution, SquashedGaussian
 from rl.models.normalizer import CLIP, Normalizer
 
 Policy = Callable[[Tensor], tuple[Distribution, Tensor]]  # an agent, or a wrapper of one
@@ -76,6 +76,7 @@ class Agent(nn.Module):
         buffers = [name for name, _ in self.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)  # type: ignore[no-untyped-call]
         discrete = isinstance(actions, DiscreteActions)
+        self.squash = not isinstance(actions, DiscreteActions) and actions.squash
         self.log_std = None if discrete else nn.Parameter(torch.full((num_outputs,), network.log_std_init))
         if network.ortho_init:
             self._init_orthogonally()
@@ -94,7 +95,9 @@ class Agent(nn.Module):
         distribution = (
             Categorical.from_logits(output)
             if self.log_std is None
-            else DiagonalGaussian(output, bounded(self.log_std.float()).expand_as(output))
+            else (SquashedGaussian if self.squash else DiagonalGaussian)(
+                output, bounded(self.log_std.float()).expand_as(output)
+            )
         )
         return distribution, value.squeeze(-1).float()
 

@@ -5,10 +5,12 @@ device, eager or compiled, and need no generator.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 
 class Categorical(NamedTuple):
@@ -61,4 +63,50 @@ class DiagonalGaussian(NamedTuple):
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
-Distribution = Categorical | DiagonalGaussian
+class SquashedGaussian(NamedTuple):
+    """The distribution of tanh(u), where u, which stands for the action, is from independent normal distributions.
+
+    Whoever needs tanh(u) computes it (`BoxActions`), so that no probability needs the inverse of tanh, which does not
+    exist where tanh(u) has been rounded to 1. Densities are those of tanh(u), whose bounds are -1 and 1.
+    """
+
+    mean: Tensor  # [..., A], of u
+    log_std: Tensor  # [..., A], of u
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Actions u [..., A]: the inverse CDF at uniform noise [..., A]."""
+        return DiagonalGaussian(*self).sample(noise)
+
+    def mode(self) -> Tensor:
+        """The median, as everybody takes it: the density of tanh(u) has no highest point if the deviation is large."""
+        return self.mean
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-density [...] of tanh(u) at actions u [..., A], by the change of variables."""
+        return DiagonalGaussian(*self).log_prob(action) - log_slope(action).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Differential entropy [...] in nats: the Gaussian's plus the mean of tanh's log-slope, by Gauss and Hermite.
+
+        Off by at most 0.002 a component where the standard deviation is at most 1, by 0.05 where it is 2. It has
+        gradients for both parameters; the slope at the mean alone would not tell that a large deviation saturates tanh.
+        """
+        std = self.log_std.exp()
+        slope = sum(weight * log_slope(self.mean + node * std) for node, weight in NODES)
+        return DiagonalGaussian(*self).entropy() + cast(Tensor, slope).sum(-1)
+
+
+def log_slope(u: Tensor) -> Tensor:
+    """The logarithm of tanh's derivative, 1 - tanh(u)², without its cancellation."""
+    return 2 * (math.log(2) - u - softplus(-2 * u))
+
+
+def _gauss_hermite(number: int) -> tuple[tuple[float, float], ...]:
+    """Points and weights whose weighted sum is the mean over a standard normal distribution."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(number)
+    return tuple(zip(nodes.tolist(), (weights / weights.sum()).tolist(), strict=True))
+
+
+NODES = _gauss_hermite(7)
+
+Distribution = Categorical | DiagonalGaussian | SquashedGaussian

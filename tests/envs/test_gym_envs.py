@@ -1,7 +1,7 @@
 """`GymEnvs`: the same steps with every autoreset mode and every kind of space."""
 
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -12,9 +12,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rl.envs.gym_envs import GymEnvs
 from rl.envs.make import EnvConfig, make_envs
-from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
+from rl.envs.spaces import DiscreteActions
 from rl.errors import OneEnvError, UserError
-from rl.run.checkpoint import from_bytes, to_bytes
 from tests.probes import Probe
 
 
@@ -185,74 +184,6 @@ def test_box_actions_are_clipped_at_the_door_only() -> None:
     action = torch.tensor([[5.0, -5.0]])
     assert envs.step(action).reward.item() == 1 - 20
     assert action.tolist() == [[5, -5]]
-
-
-BOXES = [
-    *(gym.spaces.Box(np.full(2, -0.1, dtype), np.full(2, 2 / 3, dtype), dtype=dtype) for dtype in (np.float32, float)),
-    gym.spaces.Box(-0.1, 0.7, (2,), np.float16),
-    *(
-        gym.spaces.Box(*bounds, (2,), dtype)
-        for bounds in ((-np.inf, 0.3), (-2, np.inf))
-        for dtype in (np.float16, float)
-    ),
-    gym.spaces.Box(-np.inf, np.inf, (2,), np.float16),
-    *(
-        gym.spaces.Box(np.iinfo(dtype).min, np.iinfo(dtype).max, (2,), dtype)
-        for dtype in (np.int8, np.uint8, np.uint16, np.int32, np.uint32, np.int64, np.uint64)
-    ),
-    gym.spaces.Box(-1, 2**62 + 1, (2,), np.int64),
-    gym.spaces.Box(2**62 + 1, 2**63 - 2, (2,), np.int64),
-    gym.spaces.Box(0, 1, (2,), bool),
-]
-
-
-@pytest.mark.parametrize("space", BOXES, ids=str)
-def test_every_action_that_reaches_an_environment_lies_in_its_space(space: gym.spaces.Box) -> None:
-    spaces = Spaces.of("id", gym.spaces.Box(0, 1, (1,)), space)
-    stored = to_bytes({"spaces": asdict(spaces)})
-    assert Spaces.from_dict(from_bytes(stored)["spaces"]) == spaces
-    numbers = [*(scale * 10.0**power for power in range(-9, 39) for scale in (-3, 3, 1 / 3)), 0.5, 0.1, 0.0, np.inf]
-    for action in np.array([numbers, numbers[::-1]], np.float32).T:
-        in_env = spaces.actions.to_env(action)
-        assert in_env.dtype == space.dtype and space.contains(in_env), action
-        assert np.isfinite(in_env).all()
-        recorded = from_bytes(to_bytes({"action": torch.from_numpy(in_env)}))["action"]
-        assert np.array_equal(recorded.numpy(), in_env)
-
-
-def test_an_action_of_whole_numbers_is_the_nearest() -> None:
-    actions = BoxActions((0.0,), (3.0,), "int64")
-    assert [int(actions.to_env(np.float32([a]))[0]) for a in (-2, 0.4, 0.6, 1.7, 2.9, 9)] == [0, 0, 1, 2, 3, 3]
-    assert actions.within_bounds(torch.tensor([[0.6], [9.0]])).tolist() == [[1], [3]]
-
-
-@pytest.mark.parametrize(
-    ("space", "expected"),
-    [
-        (gym.spaces.Discrete(3, start=-1), DiscreteActions(3, -1)),
-        (gym.spaces.Box(-1, 1, (2,)), BoxActions((-1.0, -1.0), (1.0, 1.0))),
-        (gym.spaces.Box(0, 3, (1,), np.int64), BoxActions((0.0,), (3.0,), "int64")),
-    ],
-)
-def test_spaces_that_an_agent_can_act_on(space: gym.Space, expected: DiscreteActions | BoxActions) -> None:
-    assert Spaces.of("id", gym.spaces.Box(0, 255, (3,), np.uint8), space) == Spaces(3, expected)
-
-
-@pytest.mark.parametrize(
-    ("observation", "action"),
-    [
-        (gym.spaces.Dict({"a": gym.spaces.Box(0, 1, (1,))}), gym.spaces.Discrete(2)),
-        (gym.spaces.Discrete(4), gym.spaces.Discrete(2)),
-        (gym.spaces.Box(0, 1, (2, 2)), gym.spaces.Discrete(2)),
-        (gym.spaces.Box(0, 1, ()), gym.spaces.Discrete(2)),
-        (gym.spaces.Box(0, 1, (1,)), gym.spaces.MultiDiscrete([2, 2])),
-        (gym.spaces.Box(0, 1, (1,)), gym.spaces.Box(0, 3, (1, 1))),
-        (gym.spaces.Box(0, 1, (1,)), gym.spaces.Box(0, 3, (1,), np.longdouble)),
-    ],
-)
-def test_other_spaces_are_named_in_a_clear_error(observation: gym.Space, action: gym.Space) -> None:
-    with pytest.raises(UserError, match=r"--env-id id: its (observation|action) space is .*supported"):
-        Spaces.of("id", observation, action)
 
 
 def test_an_environment_that_nobody_resets_is_refused() -> None:

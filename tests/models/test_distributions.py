@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from torch.distributions import Categorical as TorchCategorical
-from torch.distributions import Normal
+from torch.distributions import Normal, TransformedDistribution
+from torch.distributions.transforms import TanhTransform
 
-from rl.models.distributions import Categorical, DiagonalGaussian
+from rl.models.distributions import Categorical, DiagonalGaussian, SquashedGaussian
 
 LOGITS = torch.tensor([[0.0, 1.0, -2.0], [3.0, 3.0, 3.0]])
 MEAN, LOG_STD = torch.tensor([[0.5, -1.0], [2.0, 0.0]]), torch.tensor([[0.0, -1.0], [0.3, 0.7]])
@@ -25,6 +26,51 @@ def test_gaussian_agrees_with_torch() -> None:
     assert torch.allclose(ours.log_prob(action), theirs.log_prob(action).sum(-1))
     assert torch.allclose(ours.entropy(), theirs.entropy().sum(-1))
     assert torch.equal(ours.mode(), MEAN)
+
+
+def test_squashed_gaussian_agrees_with_torch() -> None:
+    mean, log_std = (field.double().requires_grad_() for field in (MEAN, LOG_STD))
+    ours, theirs = (
+        SquashedGaussian(mean, log_std),
+        TransformedDistribution(Normal(mean, log_std.exp()), TanhTransform()),
+    )
+    u = torch.tensor([[1.0, -2.5], [0.0, 3.0]], dtype=torch.float64)
+    log_prob, expected = ours.log_prob(u), theirs.log_prob(u.tanh()).sum(-1)
+    assert torch.allclose(log_prob, expected, rtol=1e-9)
+    gradients, expected_gradients = (torch.autograd.grad(x.sum(), (mean, log_std)) for x in (log_prob, expected))
+    assert all(map(torch.allclose, gradients, expected_gradients))
+    assert torch.equal(ours.mode().tanh(), MEAN.double().tanh())
+    noise = torch.full((2, 2), 0.3)
+    assert torch.equal(ours.sample(noise), DiagonalGaussian(mean, log_std).sample(noise))
+
+
+def test_the_squashed_density_is_that_of_the_quantiles_and_stays_finite_where_tanh_is_rounded_to_1() -> None:
+    distribution = SquashedGaussian(torch.tensor([0.3]).double(), torch.tensor([-0.2]).double())
+    noise = torch.tensor([[0.2], [0.5], [0.9]]).double()
+    low, high = (distribution.sample(noise + shift).tanh() for shift in (-1e-5, 1e-5))
+    by_differences = (2e-5 / (high - low)).log().squeeze(-1)
+    assert torch.allclose(distribution.log_prob(distribution.sample(noise)), by_differences, atol=1e-8)
+    far = SquashedGaussian(torch.tensor([40.0]), torch.tensor([0.0])).log_prob(torch.tensor([41.0]))
+    assert far.item() == pytest.approx(-0.5 - 0.5 * math.log(2 * math.pi) - 2 * math.log(2) + 82, rel=1e-6)
+
+
+@pytest.mark.parametrize(("log_std", "off"), [(-1.0, 1e-4), (0.0, 2e-3), (math.log(2), 5e-2)])
+def test_the_entropy_of_a_squashed_gaussian_is_minus_the_mean_of_its_log_density(log_std: float, off: float) -> None:
+    parameters = torch.tensor([0.0, 0.5, 1.0, 2.0]).double(), torch.tensor(log_std).double()
+    for parameter in parameters:
+        parameter.requires_grad_()
+    distribution = SquashedGaussian(parameters[0].view(-1, 1), parameters[1].expand(4, 1))
+    noise = (torch.arange(50_000).double() + 0.5).div(50_000).view(-1, 1, 1)  # every quantile once
+    entropy, mean = distribution.entropy(), -distribution.log_prob(distribution.sample(noise)).mean(0)
+    assert torch.allclose(entropy, mean, atol=off)
+    gradients, expected = (torch.autograd.grad(x.sum(), parameters) for x in (entropy, mean))
+    assert all(torch.allclose(ours, sampled, atol=10 * off) for ours, sampled in zip(gradients, expected, strict=True))
+
+
+def test_a_large_deviation_does_not_raise_the_entropy_of_a_squashed_gaussian() -> None:
+    log_std = torch.tensor([-1.0, 1.5], requires_grad=True)
+    SquashedGaussian(torch.zeros(2, 1), log_std.view(2, 1)).entropy().sum().backward()
+    assert log_std.grad is not None and log_std.grad[0] > 0 > log_std.grad[1]
 
 
 def test_entropy_of_a_uniform_choice_is_the_logarithm_of_its_size() -> None:

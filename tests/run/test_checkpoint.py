@@ -66,8 +66,16 @@ def saved(tmp_path: Path, spaces: Spaces) -> tuple[Path, Agent]:
     return tmp_path / "last.ckpt", agent
 
 
+BOUNDS = (-(2.0**-7), -9.0), (2.0**-7, 9.0)
+
+
 @pytest.mark.parametrize(
-    "spaces", [Spaces(3, DiscreteActions(4, start=2)), Spaces(3, BoxActions((-(2.0**-7), -9.0), (2.0**-7, 9.0)))]
+    "spaces",
+    [
+        Spaces(3, DiscreteActions(4, start=2)),
+        Spaces(3, BoxActions(*BOUNDS)),
+        Spaces(3, BoxActions(*BOUNDS, shape=(1, 2), squash=True)),
+    ],
 )
 def test_a_loaded_policy_acts_as_the_saved_one(tmp_path: Path, spaces: Spaces) -> None:
     path, agent = saved(tmp_path, spaces)
@@ -79,6 +87,16 @@ def test_a_loaded_policy_acts_as_the_saved_one(tmp_path: Path, spaces: Spaces) -
         assert set(policy(obs)) <= {2, 3, 4, 5}
     else:
         assert (abs(policy(obs)) <= [2.0**-7, 9.0]).all()
+
+
+def test_a_policy_that_an_earlier_version_saved_acts_as_it_did(tmp_path: Path) -> None:
+    agent = fresh_agent(Spaces(3, BoxActions(*BOUNDS)))
+    content = content_of(agent)
+    for name in ("shape", "squash"):
+        del content["spaces"]["actions"][name]
+    del content["config"]["network"]["log_std_init"]
+    write_checkpoint(tmp_path / "last.ckpt", content)
+    assert np.array_equal(rl.load_policy(tmp_path / "last.ckpt")(np.ones(3)), act(agent, np.ones(3)))
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("bf16-mixed", torch.float32)])
