@@ -38,6 +38,7 @@ RENAMED = {  # flags of earlier versions
     "--env-backend tensor": "--vectorization tensor",
     "--env-backend gymnasium": "--vectorization auto",  # and not in tensors: `asks_for_gymnasium`
 }
+RENAMED |= {"--anneal-lr": "--schedule linear", "--no-anneal-lr": "--schedule constant"}
 
 
 def command_line(
@@ -275,18 +276,17 @@ def in_new_spelling(flags: list[str], hidden_sizes: tuple[int, ...]) -> tuple[li
     for word in words:
         flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-")
-        if flag not in ("--hidden-size", "--hidden-layers", "--execution", "--env-backend"):
+        if flag not in ("--hidden-size", "--hidden-layers", *(old.split()[0] for old in RENAMED)):
             kept.append(word)
             continue
-        value = value if equals else next(words, "")
+        value = value if equals or flag in RENAMED else next(words, "")  # those that are in it alone take no value
         if flag.startswith("--hidden"):
             require(value.isdecimal(), flag, value, "must be a whole number")
             sizes[flag] = value
             continue
         old = f"{flag} {value}".strip()
-        new = RENAMED.get(old, old)
-        changes[old] = new
-        kept += new.split()
+        changes[old] = RENAMED.get(old, old)
+        kept += changes[old].split()
     if sizes:
         width = sizes.get("--hidden-size", str(hidden_sizes[0]))
         depth = sizes.get("--hidden-layers", str(len(hidden_sizes)))

@@ -119,7 +119,8 @@ class Session:
             state.own |= {"shuffle": self.shuffle, "learner": self.learner}
             vector = self.weights.vector
             state.shared = learning(self.agent, vector, self.optimizer, self.scaler)
-            state.replicas = (vector, *self.optimizer.state[vector].values(), *self.agent.buffers())
+            adam = (*self.optimizer.state[vector].values(), self.optimizer.param_groups[0]["lr"])
+            state.replicas = (vector, *adam, *self.agent.buffers())
         run = Run(self, logger)
         if self.plays:
             state.own["run"] = run

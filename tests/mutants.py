@@ -98,6 +98,20 @@ MUTANTS = (
         "tests/programs/test_programs.py -k bare_command",
     ),
     Mutant(
+        "an adapted learning rate is not saved",
+        "rl/run/state.py",
+        '{"learning_rate": optimizer.param_groups[0]["lr"], **optimizer.state[weights]}',
+        "dict(optimizer.state[weights])",
+        "tests/run/test_resume.py -k continuous",
+    ),
+    Mutant(
+        "squashing adds the slope of tanh to the density, instead of dividing by it",
+        "rl/models/distributions.py",
+        "log_prob(action) - log_slope(action)",
+        "log_prob(action) + log_slope(action)",
+        "tests/models/test_distributions.py",
+    ),
+    Mutant(
         "a step in which an environment only resets counts",
         "rl/envs/gym_envs.py",
         "self.num_ignored += self.num_envs - int(acted.sum())",

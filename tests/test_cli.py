@@ -76,10 +76,9 @@ def test_a_module_in_the_working_folder_is_found(
 
 
 def test_flags_are_flat_and_in_any_order() -> None:
-    config = parse(
-        ["--gamma", "0.5", "--env-id", "CartPole-v1", "--no-anneal-lr", "--hidden-sizes", "8", "4", "--cuda"], CONFIGS
-    )
-    assert (config.learner.gamma, config.env.env_id, config.learner.anneal_lr) == (0.5, "CartPole-v1", False)
+    flags = "--gamma 0.5 --env-id CartPole-v1 --schedule constant --hidden-sizes 8 4 --cuda"
+    config = parse(flags.split(), CONFIGS)
+    assert (config.learner.gamma, config.env.env_id, config.learner.schedule) == (0.5, "CartPole-v1", "constant")
     assert (config.network.hidden_sizes, config.cuda) == ((8, 4), True)
 
 
@@ -106,6 +105,8 @@ def test_the_readmes_commands_have_flags_that_can_work(monkeypatch: pytest.Monke
         ("--hidden-size 8 --hidden-layers 3", "--hidden-sizes 8 8 8", "--hidden-sizes 8 8 8"),
         ("--hidden_layers=3 --seed 2 --hidden-size=8", "--seed 2 --hidden-sizes 8 8 8", "--hidden-sizes 8 8 8"),
         ("--hidden-size 8", "--hidden-sizes 8 8", "--hidden-sizes 8 8"),
+        ("--no-anneal-lr --seed 2", "--schedule constant --seed 2", "--schedule constant"),
+        ("--anneal_lr", "--schedule linear", "--schedule linear"),
         ("reinforce --hidden-size 8", "reinforce --hidden-sizes 8", "--hidden-sizes 8"),
         ("reinforce --hidden-layers 2", "reinforce --hidden-sizes 128 128", "--hidden-sizes 128 128"),
         ("--hidden-size 4 --hidden-size 8", "--hidden-sizes 8 8", "--hidden-sizes 8 8"),
@@ -266,7 +267,7 @@ def test_libraries_that_are_too_old_are_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_flag_given_twice_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    note_repeated(["--seed", "1", "--gamma=0.9", "--seed=2", "--no-anneal-lr"])
+    note_repeated(["--seed", "1", "--gamma=0.9", "--seed=2", "--schedule", "constant"])
     assert capsys.readouterr().err == "note: --seed is given more than once; the last one holds\n"
 
 

@@ -19,13 +19,13 @@ from tests import probes
 
 # fmt: off
 FLAGS = [
-    "activation_function", "adam_eps", "allow_import", "anneal_lr", "capture_video", "checkpoint_every", "clip_coef",
-    "clip_vloss", "cuda", "ent_coef", "env_id", "env_timeout", "eval_episodes", "execution",
+    "activation_function", "adam_eps", "allow_import", "capture_video", "checkpoint_every", "clip_coef",
+    "clip_vloss", "cuda", "desired_kl", "ent_coef", "env_id", "env_timeout", "eval_episodes", "execution",
     "exp_name", "fp8", "gae_lambda", "gamma", "hidden_sizes", "keep_best", "keep_checkpoints",
     "learning_rate", "log_dir", "log_std_init", "max_eval_steps", "max_grad_norm", "max_replay_steps",
     "normalize_advantages", "num_envs", "num_minibatches", "num_steps",
     "ortho_init", "per_rank_batch_size", "precision", "rank_timeout", "report_episodes", "resume",
-    "seed", "share_data", "shared_encoder", "squash", "target_kl", "torch_deterministic",
+    "schedule", "seed", "share_data", "shared_encoder", "squash", "target_kl", "torch_deterministic",
     "total_episodes", "total_timesteps", "update_epochs", "vectorization", "vf_coef",
 ]
 # fmt: on
@@ -57,8 +57,18 @@ HUGE = [
     *("hidden-sizes", "update-epochs", "eval-episodes", "max-eval-steps", "keep-checkpoints"),
 ]
 REAL = [
-    *("learning-rate", "gamma", "gae-lambda", "clip-coef", "ent-coef", "vf-coef", "target-kl", "log-std-init"),
-    *("env-timeout", "rank-timeout"),
+    *(
+        "learning-rate",
+        "gamma",
+        "gae-lambda",
+        "clip-coef",
+        "ent-coef",
+        "vf-coef",
+        "target-kl",
+        "desired-kl",
+        "log-std-init",
+    ),
+    *("desired-kl", "log-std-init", "env-timeout", "rank-timeout"),
 ]
 BAD_INPUT = [
     ("--num-envs 0", "--num-envs 0: must be at least 1"),

@@ -2,9 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -56,8 +56,8 @@ class LearnerConfig(ABC):
     """Steps of each environment in a rollout."""
     learning_rate: float = 3e-3
     """Adam's step size at the start."""
-    anneal_lr: bool = True
-    """Lower the learning rate linearly towards 0 over the run."""
+    schedule: Literal["constant", "linear"] = "linear"
+    """How the learning rate changes over the run: not at all (constant), or towards 0 (linear)."""
     adam_eps: float = 1e-5
     """Adam's epsilon, which it adds to the root of its second moment."""
     gamma: float = 0.95
@@ -81,9 +81,9 @@ class LearnerConfig(ABC):
             require(0 < value < math.inf, flag, value, "must be a finite number above 0")
         require(self.max_grad_norm > 0, "--max-grad-norm", self.max_grad_norm, "must be above 0; inf clips nothing")
 
-    def learning_rate_at(self, progress: float) -> float:
-        """The learning rate after this fraction of the run."""
-        return self.learning_rate * (1 - progress) if self.anneal_lr else self.learning_rate
+    def learning_rate_at(self, progress: float) -> float | None:
+        """The learning rate after this fraction of the run; None if the learner adapts it."""
+        return self.learning_rate * (1 - progress) if self.schedule == "linear" else self.learning_rate
 
 
 class Learner(ABC, Generic[EstimatesType, SamplesType]):
@@ -135,6 +135,11 @@ class Learner(ABC, Generic[EstimatesType, SamplesType]):
     def should_stop(self, metrics: Metrics, mean_over_ranks: Callable[[Tensor], Tensor]) -> bool:
         """Whether to end this update after a gradient step with these metrics; all ranks must get the same answer."""
         return False
+
+    def adapt(
+        self, learning_rate: Tensor, steps: Sequence[Metrics], mean_over_ranks: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Changes the learning rate in place after an update, given its steps' metrics; to the same on all ranks."""
 
     def state_dict(self) -> dict[str, Any]:
         """What the learner keeps from one update to the next, for `torch.save`."""

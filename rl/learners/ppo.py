@@ -1,9 +1,9 @@
 """PPO: proximal policy optimization (Schulman et al. 2017)."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from rl.models.agent import Policy
 from rl.returns import gae
 from rl.rollout import Rollout
 from rl.seeding import Shuffle
+
+ADAPTED_RATES = (1e-5, 1e-2)
 
 
 class Estimates(NamedTuple):
@@ -50,6 +52,11 @@ class Rows(NamedTuple):
 class PPOConfig(LearnerConfig):
     """Proximal policy optimization."""
 
+    schedule: Literal["constant", "linear", "adaptive"] = "linear"  # type: ignore[assignment]
+    """How the learning rate changes over the run: not at all (constant), towards 0 (linear), or so that the KL
+    divergence of an update stays near --desired-kl (adaptive)."""
+    desired_kl: float = 0.01
+    """KL divergence that --schedule adaptive aims at, on average over an update's minibatches."""
     num_minibatches: int = 4
     """Minibatches of an epoch, of almost equal size, at most one for each row; --per-rank-batch-size overrides it."""
     per_rank_batch_size: int | None = None
@@ -97,8 +104,12 @@ class PPOConfig(LearnerConfig):
         require(0 <= self.gae_lambda <= 1, "--gae-lambda", self.gae_lambda, "must lie between 0 and 1")
         for flag, value in (("--ent-coef", self.ent_coef), ("--vf-coef", self.vf_coef)):
             require(0 <= value < math.inf, flag, value, "must be a finite number, at least 0")
-        for flag, positive in (("--clip-coef", self.clip_coef), ("--target-kl", self.target_kl)):
+        kls = (("--target-kl", self.target_kl), ("--desired-kl", self.desired_kl))
+        for flag, positive in (("--clip-coef", self.clip_coef), *kls):
             require(positive is None or 0 < positive < math.inf, flag, positive, "must be a finite number above 0")
+
+    def learning_rate_at(self, progress: float) -> float | None:
+        return None if self.schedule == "adaptive" else super().learning_rate_at(progress)
 
 
 class PPO(Learner[Estimates, Rows]):
@@ -173,6 +184,26 @@ class PPO(Learner[Estimates, Rows]):
         """Whether the policy has moved far enough for this update; the same answer on all ranks."""
         target_kl = self.config.target_kl
         return target_kl is not None and bool(mean_over_ranks(metrics["Info/approx_kl"]) > 1.5 * target_kl)
+
+    def adapt(
+        self, learning_rate: Tensor, steps: Sequence[Metrics], mean_over_ranks: Callable[[Tensor], Tensor]
+    ) -> None:
+        """With --schedule adaptive, changes the rate once an update, so that it costs ranks one message."""
+        if self.config.schedule == "adaptive":
+            kl = mean_over_ranks(torch.stack([metrics["Info/approx_kl"] for metrics in steps]).mean())
+            learning_rate.copy_(adapted(learning_rate, kl, self.config.desired_kl))
+
+
+def adapted(learning_rate: Tensor, kl: Tensor, desired_kl: float) -> Tensor:
+    """The rate, divided or multiplied by 1.5 where the KL divergence is over twice or under half of what is desired.
+
+    rsl_rl's rule, which it applies to each minibatch. There the rate stands still if about as many minibatches of an
+    update are over as under, and the mean is then near what is desired.
+    """
+    lowest, highest = ADAPTED_RATES
+    is_under = (kl < desired_kl / 2) & (kl > 0)
+    raised = torch.where(is_under, (learning_rate * 1.5).clamp(max=highest), learning_rate)
+    return torch.where(kl > desired_kl * 2, (learning_rate / 1.5).clamp(min=lowest), raised)
 
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_coef: float) -> Tensor:

@@ -128,6 +128,10 @@ def check_goes_on(content: Content, config: Config[Any]) -> None:
         if name in changed:
             flag = f"--{name.replace('_', '-')}"
             raise CheckpointError(f"--resume: the run has {flag} {was[name]}, not {now[name]}; leave the flag out")
+    if "learning_rate" in changed and now["schedule"] == "adaptive":
+        raise CheckpointError(
+            "--resume: --schedule adaptive goes on from the rate that the run has reached; leave --learning-rate out"
+        )
     forms = was["vectorization"], now["vectorization"]
     if "tensor" in forms and forms[0] != forms[1]:  # these are other environments with the same id
         raise CheckpointError(f"--resume: the run has --vectorization {forms[0]}, not {forms[1]}; leave the flag out")
@@ -156,11 +160,11 @@ def note_learning_rate(content: Content, config: Config[Any], fraction: float) -
     """Says that an annealed learning rate jumps, if the run has been given another length."""
     was, learner = flat(content["config"]), config.learner
     same_length = all(getattr(config, name) == was[name] for name in LENGTH)
-    if learner.anneal_lr and was["anneal_lr"] and not same_length and fraction < 1:
+    if learner.schedule == was["schedule"] == "linear" and not same_length and fraction < 1:
         before = was["learning_rate"] * (1 - content["run"]["fraction"])
         note(
             f"the learning rate jumps from {before:.6g} to {learner.learning_rate_at(fraction):.6g}, since the run's"
-            f" length has changed; to keep it, use --no-anneal-lr --learning-rate {before:.6g}"
+            f" length has changed; to keep it, use --schedule constant --learning-rate {before:.6g}"
         )
 
 

@@ -27,6 +27,7 @@ from rl.run.checkpoint import Content, Position, content_of
 from rl.run.control import MAX_FAILED_WRITES, Control, Signals
 from rl.run.folder import PERIODIC
 from rl.run.keeper import Keeper
+from rl.run.learning_rate import LearningRate
 from rl.run.logger import Episodes, Guarded, Logger, Progress, say
 from rl.run.metrics import Averages, Finite
 from rl.run.resume import note_learning_rate
@@ -60,6 +61,7 @@ class Run:
         self.resets_in_next_step = collector is not None and collector.envs.resets_in_next_step
         self.reads_each_update = device.type == "cpu" or self.config.learner.whole_episodes or self.resets_in_next_step
         self.episodes = Episodes()
+        self.learning_rate = LearningRate(session.learner, session.optimizer, self.ranks)
         self.progress: Progress | None = None
         self.update = self.step = 0
         self.seconds, self.skipped_steps = 0.0, 0.0
@@ -120,6 +122,7 @@ class Run:
             self.fraction = done
             self._anneal(done)
             yield done
+            self.learning_rate.adapt()
             self.update += 1
             self.session.statistics.update()
             if self.reads_each_update:
@@ -158,6 +161,7 @@ class Run:
                 samples, order = exchange.receive_rows()
             self._anneal(order.done)
             yield samples
+            self.learning_rate.adapt()
             self.update += 1
             means = self.averages.take()
             self.control.read()
@@ -167,11 +171,8 @@ class Run:
 
     def _anneal(self, done: float) -> None:
         """Sets the learning rate after this fraction of the run, on a rank that learns."""
-        if self.session.optimizer is None:
-            return
-        learning_rate = self.config.learner.learning_rate_at(done)
-        self.session.optimizer.param_groups[0]["lr"].fill_(learning_rate)
-        self.record({"Info/learning_rate": learning_rate})
+        if metrics := self.learning_rate.anneal(done):
+            self.record(metrics)
         if self.session.scaler is not None:
             self.record({"Info/loss_scale": self.session.scaler.get_scale()})
 
@@ -199,6 +200,7 @@ class Run:
     def learned(self, metrics: Metrics) -> bool:
         """Records a gradient step; returns whether the learner ends the update after it."""
         self.record(metrics)
+        self.learning_rate.steps.append(metrics)
         return self.session.learner.should_stop(metrics, self.ranks.mean)
 
     def finish(self) -> None:

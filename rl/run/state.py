@@ -41,8 +41,9 @@ class InPlace:
 
 
 def learning(policy: nn.Module, weights: Tensor, optimizer: torch.optim.Optimizer, scaler: Any) -> dict[str, Stateful]:
-    """What all ranks that learn have in common: agent, Adam's moments of its weights [P], and a loss scaler if any."""
-    parts: dict[str, Stateful] = {"agent": policy, "optimizer": InPlace(optimizer.state[weights])}
+    """What all ranks that learn have in common: agent, Adam's state for its weights [P], and a loss scaler if any."""
+    adam = {"learning_rate": optimizer.param_groups[0]["lr"], **optimizer.state[weights]}
+    parts: dict[str, Stateful] = {"agent": policy, "optimizer": InPlace(adam)}
     return parts if scaler is None else parts | {"scaler": scaler}
 
 
@@ -54,7 +55,7 @@ class State:
     shared: dict[str, Stateful] = field(default_factory=dict)
     """What all ranks that learn have in common; empty on a rank that does not learn."""
     replicas: Sequence[Tensor] = ()
-    """The weights and Adam's moments, whose checksum must be the same on all ranks that learn."""
+    """The weights, Adam's state and its learning rate, whose checksum must be the same on all ranks that learn."""
 
     def gather(self, everyone: Ranks, *, leads: bool) -> list[Tensor]:
         """All ranks' states as bytes, on rank 0; the rank that `leads` adds what all have in common."""

@@ -1,5 +1,6 @@
 """PPO's mathematics against worked examples, stable-baselines3, and the same computation done another way."""
 
+import math
 from dataclasses import replace
 
 import gymnasium as gym
@@ -257,7 +258,38 @@ def test_the_learning_rate_falls_linearly_from_its_full_value() -> None:
     assert [PPOConfig(learning_rate=0.4).learning_rate_at(p) for p in (0.0, 0.25, 0.75)] == pytest.approx(
         [0.4, 0.3, 0.1]
     )
-    assert PPOConfig(learning_rate=0.4, anneal_lr=False).learning_rate_at(0.75) == 0.4
+    assert PPOConfig(learning_rate=0.4, schedule="constant").learning_rate_at(0.75) == 0.4
+
+
+@pytest.mark.parametrize(
+    ("kl", "before", "after"),
+    [
+        ((0.02, 0.03), 3e-4, 2e-4),  # more than twice 0.01 on average
+        ((0.018, 0.02), 3e-4, 3e-4),
+        ((0.001, 0.004), 3e-4, 4.5e-4),  # less than half
+        ((0.0, 0.0), 3e-4, 3e-4),  # no step was taken, so nothing is known
+        ((9.0, 9.0), 1.2e-5, 1e-5),
+        ((0.001, 0.001), 9e-3, 1e-2),
+        ((math.nan, 0.0), 3e-4, 3e-4),
+    ],
+)
+def test_an_adaptive_learning_rate_follows_the_mean_kl_of_an_update_by_rsl_rls_rule(
+    kl: tuple[float, float], before: float, after: float
+) -> None:
+    learner, rate = PPOConfig(schedule="adaptive", desired_kl=0.01).build(), torch.tensor(before)
+    steps = [{"Info/approx_kl": torch.tensor(value)} for value in kl]
+    learner.adapt(rate, steps, lambda mean: mean)
+    assert rate.item() == pytest.approx(after, rel=1e-6)
+
+
+def test_ranks_adapt_the_learning_rate_by_the_kl_of_all_of_them() -> None:
+    kls, rates = (0.001, 0.05), [torch.tensor(3e-4) for _ in range(2)]
+    for kl, rate in zip(kls, rates, strict=True):
+        of_rank = [{"Info/approx_kl": torch.tensor(kl)}]
+        PPOConfig(schedule="adaptive").build().adapt(rate, of_rank, lambda own: torch.tensor(sum(kls) / 2))
+    assert rates[0] == rates[1] == torch.tensor(3e-4) / 1.5
+    PPOConfig(schedule="linear").build().adapt(rates[0], [], lambda own: own)
+    assert rates[0] == rates[1]
 
 
 def test_target_kl_stops_beyond_one_and_a_half_times_itself() -> None:

@@ -83,9 +83,9 @@ VARIANTS = {
     "uneven-minibatches": (3, "--share-data --num-envs 1 --num-steps 5 --per-rank-batch-size 2 --total-timesteps 150"),
     "everything-else": (
         2,
-        "--env-id Pendulum-v1 --clip-vloss --ent-coef 0.01 --no-anneal-lr --no-normalize-advantages --no-ortho-init"
-        " --no-shared-encoder --activation-function relu --target-kl 0.001 --torch-deterministic --seed 7"
-        " --vectorization async --num-envs 2",
+        "--env-id Pendulum-v1 --clip-vloss --ent-coef 0.01 --schedule constant --no-normalize-advantages"
+        " --no-ortho-init --no-shared-encoder --activation-function relu --target-kl 0.001 --torch-deterministic"
+        " --seed 7 --vectorization async --num-envs 2",
     ),
 }
 

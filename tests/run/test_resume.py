@@ -60,6 +60,7 @@ def as_it_was(folder: Path, update: int) -> Path:
 
 
 NORMALIZED = "--normalize-obs --normalize-reward"
+ADAPTED = "--squash --schedule adaptive"
 STEPS = f"--total-timesteps {NUM_UPDATES * 96}"
 VARIANTS = {
     "a batched class": STEPS,
@@ -68,7 +69,7 @@ VARIANTS = {
     "processes": f"{STEPS} --env-id Acrobot-v1 --vectorization async",
     "Box2D": f"{STEPS} --env-id LunarLander-v3",
     "Box2D that has to be made anew": f"{STEPS} --env-id BipedalWalker-v3",
-    "continuous tensors, normalized": f"{STEPS} --env-id Pendulum-v1 --vectorization tensor {NORMALIZED}",
+    "continuous tensors, normalized": f"{STEPS} --env-id Pendulum-v1 --vectorization tensor {NORMALIZED} {ADAPTED}",
     "normalized": f"{STEPS} --env-id CartPole-v1 {NORMALIZED} --precision bf16-true",
     "fp16": f"{STEPS} --precision 16-mixed",
     "bf16": f"{STEPS} --precision bf16-true",
@@ -136,7 +137,7 @@ def test_a_resumed_run_uses_its_own_flags_and_says_which_others_it_is_given(
 ) -> None:
     folder = whole_run(monkeypatch, *STEPS.split(), "--gamma", "0.9")
     copy = as_it_was(folder, 4)
-    train(monkeypatch, "--resume", str(copy), "--learning-rate", "0.5", "--no-anneal-lr")
+    train(monkeypatch, "--resume", str(copy), "--learning-rate", "0.5", "--schedule", "constant")
     error = capsys.readouterr().err
     assert "note: resumed with --learning-rate 0.5 instead of 0.003" in error and "--gamma" not in error
     assert log_of(copy)["Info/learning_rate"][-1][1] == 0.5
@@ -206,7 +207,7 @@ def test_what_came_after_the_checkpoint_that_a_run_resumes_from_is_set_aside(
     folder = whole_run(monkeypatch, *STEPS.split())
     kept = folder / "checkpoints"
     shutil.copy(kept / "update_0000000006.ckpt", folder / "best.ckpt")
-    flags = ("--learning-rate", "0.5", "--no-anneal-lr", "--keep-checkpoints", "2")
+    flags = ("--learning-rate", "0.5", "--schedule", "constant", "--keep-checkpoints", "2")
     dying_at(monkeypatch, 6, "--resume", str(kept / "update_0000000003.ckpt"), *flags)
     assert updates_in(kept) == [4, 5]
     (aside,) = folder.glob("abandoned_*")
