@@ -39,6 +39,9 @@ LearnerType = TypeVar("LearnerType", bound=LearnerConfig, covariant=True)
 class Config(Generic[LearnerType]):
     """Train a policy on as many ranks as the launcher starts."""
 
+    config: str | None = None
+    """Recipe: its name, or a file of flags (YAML, or a run's config.json), which those given here override; none takes
+    the plain defaults where the package has a recipe for --env-id."""
     exp_name: str = "default"
     """Name of the experiment; part of the name of the run's folder."""
     seed: int = 1

@@ -30,6 +30,8 @@ LAYERS = (
     ("rl.config", "rl.keep"),
     ("rl.run", "rl.exchange"),
     ("rl.session",),
+    ("rl.arguments",),
+    ("rl.recipes",),
     ("rl.cli",),
     ("rl", *PROGRAMS),
 )
