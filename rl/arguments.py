@@ -1,4 +1,4 @@
-"""Command lines as lists of words: the learner's name, values of flags, flags given twice or as earlier versions had them."""
+"""Command lines as lists of words: the learner's name, values of flags, and flags of earlier versions."""
 
 import itertools
 from collections import Counter

@@ -20,7 +20,8 @@ from tests import probes
 # fmt: off
 FLAGS = [
     "activation_function", "adam_eps", "allow_import", "anneal_lr", "capture_video", "checkpoint_every", "clip_coef",
-    "clip_vloss", "cuda", "ent_coef", "env_id", "env_timeout", "eval_episodes", "execution",
+    "clip_vloss", "config", "cuda", "ent_coef", "env_id", "env_kwargs", "env_timeout", "env_wrapper", "eval_episodes",
+    "execution",
     "exp_name", "fp8", "gae_lambda", "gamma", "hidden_sizes", "keep_best", "keep_checkpoints",
     "learning_rate", "log_dir", "max_eval_steps", "max_grad_norm", "max_replay_steps", "normalize_advantages",
     "num_envs", "num_minibatches", "num_steps",

@@ -65,9 +65,8 @@ class EnvConfig:
         require(self.allow_import or ":" not in self.env_id, "--env-id", self.env_id, imports)
         check_options(self.env_kwargs, self.env_wrapper, allow_import=self.allow_import)
         if self.env_wrapper and self.vectorization in ("native", "tensor"):
-            raise UserError(
-                f"--vectorization {self.vectorization}: has nothing for --env-wrapper to wrap; use sync or async"
-            )
+            right = "has no single environments for --env-wrapper to wrap; use sync or async"
+            raise UserError(f"--vectorization {self.vectorization}: {right}")
         require(0 < self.env_timeout < math.inf, "--env-timeout", self.env_timeout, "must be a finite number above 0")
         require(self.max_replay_steps >= 0, "--max-replay-steps", self.max_replay_steps, "must be at least 0")
 

@@ -71,7 +71,7 @@ def wrappers_of(names: Iterable[str]) -> list[type[gym.Wrapper[Any, Any, Any, An
         except ImportError as error:
             raise UserError(f"--env-wrapper {name}: {error}") from error
         progress()
-        is_wrapper = isinstance(wrapper, type) and issubclass(wrapper, gym.Wrapper)
-        require(is_wrapper, "--env-wrapper", name, "must be a class derived from gymnasium.Wrapper")
+        if not isinstance(wrapper, type) or not issubclass(wrapper, gym.Wrapper):
+            raise UserError(f"--env-wrapper {name}: must be a class derived from gymnasium.Wrapper")
         wrappers.append(wrapper)
     return wrappers

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from rl.arguments import flag_of, in_new_spelling, learner_of, value_of
 from rl.config import CONFIGS, Config, DecoupledConfig, flat
-from rl.errors import UserError, described
+from rl.errors import UserError, described, require
 from rl.reporting import note
 
 SHIPPED = files("rl.recipes")
@@ -50,9 +50,7 @@ def with_recipe(arguments: list[str], choices: Mapping[str, Config[Any]], *, own
         return arguments
     if recipe.learner not in (None, name):
         if rest != arguments:
-            raise UserError(
-                f"--config {recipe.name}: is for {recipe.learner}, not for {name}; leave one of the two out"
-            )
+            raise UserError(f"--config {recipe.name}: is for {recipe.learner}, not for {name}; leave one of them out")
         name = learner_of([str(recipe.learner)], choices)
     given, _ = in_new_spelling(rest, choices[name].network.hidden_sizes)
     flags = {field: words for field, words in flags_of(recipe, name, choices).items() if not is_given(field, given)}
@@ -157,32 +155,35 @@ def flags_of(recipe: Recipe, learner: str, choices: Mapping[str, Config[Any]]) -
     defaults = choices[learner].flags()
     flags = {}
     for field, value in recipe.values.items():
-        flag = field.replace("_", "-")
-        where = f"--config {recipe.name}: {flag}"
+        where = f"--config {recipe.name}: {field.replace('_', '-')}"
         if isinstance(value, str) and value.lower() in NOTHING:
             continue
         if field in COMMAND_LINE_ONLY:
             raise UserError(f"{where}: only the command line can say this; leave it out")
-        if field not in defaults:
-            if field not in DecoupledConfig().flags():
-                raise UserError(f"{where}: {unknown(field, learner)}")
-            if str(value).lower() != "false":
-                note(f"{where}: this program has no such flag")
-            continue
-        if isinstance(defaults[field], bool):
-            if str(value).lower() not in SWITCHES:
-                raise UserError(f"{where} {value}: must be true or false")
-            flags[field] = [f"--{SWITCHES[value.lower()]}{flag}"]
-        elif isinstance(value, list | dict):
-            words = (
-                [f"{key}={part}" for key, part in value.items()] if isinstance(value, dict) else list(map(str, value))
-            )
-            if any(word.startswith("--") for word in words):
-                raise UserError(f"{where}: must be values, not flags")
-            flags[field] = [f"--{flag}", *words]
-        else:
-            flags[field] = [f"--{flag}={value}"]
+        if field in defaults:
+            flags[field] = words_of(field, value, defaults[field], where)
+        elif field not in DecoupledConfig().flags():
+            raise UserError(f"{where}: {unknown(field, learner)}")
+        elif str(value).lower() != "false":
+            note(f"{where}: this program has no such flag")
     return flags
+
+
+def words_of(field: str, value: Any, default: Any, where: str) -> list[str]:
+    """A flag as words of a command line."""
+    flag = field.replace("_", "-")
+    if isinstance(default, bool):
+        switch = str(value).lower()
+        require(switch in SWITCHES, where, value, "must be true or false")
+        return [f"--{SWITCHES[switch]}{flag}"]
+    if isinstance(value, dict):
+        value = [f"{name}={part}" for name, part in value.items()]
+    if not isinstance(value, list):
+        return [f"--{flag}={value}"]
+    words = list(map(str, value))
+    if any(word.startswith("--") for word in words):
+        raise UserError(f"{where}: must be values, not flags")
+    return [f"--{flag}", *words]
 
 
 def unknown(field: str, learner: str) -> str:

@@ -29,17 +29,8 @@ FIXED = [
 LENGTH = ("total_timesteps", "total_episodes")  # of a run
 # Changing these does not change what is learned, so nothing is said about them.
 FREE = {field.name for field in fields(Keep)} | {
-    *(
-        "rank_timeout",
-        "env_timeout",
-        "max_replay_steps",
-        "allow_import",
-        "vectorization",
-        "log_dir",
-        "exp_name",
-        "config",
-    ),
-    *("report_episodes", "capture_video", "eval_episodes", "max_eval_steps"),
+    *("rank_timeout", "env_timeout", "max_replay_steps", "allow_import", "vectorization", "log_dir", "exp_name"),
+    *("config", "report_episodes", "capture_video", "eval_episodes", "max_eval_steps"),
 }
 
 
