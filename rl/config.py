@@ -40,8 +40,7 @@ class Config(Generic[LearnerType]):
     """Train a policy on as many ranks as the launcher starts."""
 
     config: str | None = None
-    """Recipe: its name, or a file of flags (YAML, or a run's config.json), which those given here override; none takes
-    the plain defaults where the package has a recipe for --env-id."""
+    """Flags to put before these: a recipe's name, a file (YAML, or a run's config.json), or none for plain defaults."""
     exp_name: str = "default"
     """Name of the experiment; part of the name of the run's folder."""
     seed: int = 1
@@ -232,12 +231,13 @@ CONFIGS: dict[str, Config[Any]] = {
         total_episodes=2_000,
         report_episodes=100,
         env=EnvConfig(num_envs=8),
+        network=Network(shared_encoder=True),
         learner=ActorCriticConfig(),
     ),
     "reinforce": Config(
         total_timesteps=300_000,
         env=EnvConfig(env_id="CartPole-v1", num_envs=8),
-        network=Network(hidden_sizes=(128,), activation_function="relu"),
+        network=Network(hidden_sizes=(128,), activation_function="relu", shared_encoder=True),
         learner=ReinforceConfig(),
     ),
 }

@@ -33,7 +33,7 @@ def test_every_flag_is_in_the_help_with_its_meaning_and_default(capsys: pytest.C
     assert "type: ignore" not in help_text
     for group in ("env options", "network options", "learner options"):
         assert group in help_text
-    assert "Discount factor. (default: 0.95)" in " ".join(help_text.replace("│", " ").split())
+    assert "Discount factor. (default: 0.99)" in " ".join(help_text.replace("│", " ").split())
 
 
 def test_help_for_a_tiny_terminal_is_forty_letters_wide(

@@ -221,7 +221,7 @@ def test_more_ranks_than_cores_are_said(monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_steps_that_make_no_whole_update_are_left_out() -> None:
     config = parse(["--total-timesteps", "20000"], CONFIGS)
-    assert config.num_updates() * config.steps_per_update() == 16384
+    assert config.num_updates() * config.steps_per_update() == 18432
 
 
 @pytest.mark.parametrize(

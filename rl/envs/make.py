@@ -43,7 +43,7 @@ class EnvConfig:
     """Arguments of the environment's constructor, such as continuous=true gravity=-9.8; values are YAML."""
     env_wrapper: tuple[str, ...] = ()
     """Wrappers of each environment, module:Class, from the innermost to the outermost."""
-    num_envs: int = 64
+    num_envs: int = 16
     """Number of environments of each rank."""
     vectorization: Literal["auto", "sync", "async", "native", "tensor"] = "auto"
     """How a rank steps its environments: one after the other (sync), each in a process (async), by a batched class

@@ -50,11 +50,11 @@ class Rows(NamedTuple):
 class PPOConfig(LearnerConfig):
     """Proximal policy optimization."""
 
-    num_minibatches: int = 4
+    num_minibatches: int = 16
     """Minibatches of an epoch, of almost equal size, at most one for each row; --per-rank-batch-size overrides it."""
     per_rank_batch_size: int | None = None
     """Rows of a rank in a minibatch, at most."""
-    update_epochs: int = 4
+    update_epochs: int = 10
     """How many times an update visits each row."""
     share_data: bool = False  # type: ignore[misc]
     """Give every rank all ranks' rollouts to train on its part of each epoch, instead of its own rollout."""

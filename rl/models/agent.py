@@ -26,7 +26,7 @@ class Network:
     """Widths of the hidden layers, from the first to the last."""
     activation_function: Literal["relu", "tanh"] = "tanh"
     """Activation function after each hidden layer."""
-    shared_encoder: bool = True
+    shared_encoder: bool = False
     """Share the hidden layers between actor and critic; otherwise each has its own."""
     ortho_init: bool = True
     """Initialize weights orthogonally; otherwise as PyTorch does by default."""
