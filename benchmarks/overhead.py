@@ -20,6 +20,7 @@ from rl.run.checkpoint import read_checkpoint, write_checkpoint
 
 PLAIN = "--config none --num-steps 128 --update-epochs 4 --num-minibatches 4 --shared-encoder"
 CARTPOLE = f"--env-id CartPole-v1 --vectorization sync {PLAIN}"
+LUNAR_LANDER = f"--env-id LunarLander-v3 {PLAIN}"
 PROBLEMS = {
     "the bare command": (2, "--execution eager"),
     "CartPole in Python, 8 a rank": (2, f"{CARTPOLE} --num-envs 8 --total-timesteps 120000 --execution eager"),

@@ -39,15 +39,15 @@ class EnvConfig:
 
     env_id: str = "CustomEnv-v0"
     """Gymnasium's id of the environment; module:id imports the module that registers it first."""
-    env_kwargs: tuple[str, ...] = ()
-    """Arguments of the environment's constructor, such as continuous=true gravity=-9.8; values are YAML."""
-    env_wrapper: tuple[str, ...] = ()
-    """Wrappers of each environment, module:Class, from the innermost to the outermost."""
     num_envs: int = 16
     """Number of environments of each rank."""
     vectorization: Literal["auto", "sync", "async", "native", "tensor"] = "auto"
     """How a rank steps its environments: one after the other (sync), each in a process (async), by a batched class
     of their own (native), or by their form in tensors (tensor); auto takes tensor in long runs, else native or sync."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of the environment's constructor, such as continuous=true gravity=-9.8; values are YAML."""
+    env_wrapper: tuple[str, ...] = ()
+    """Wrappers of each environment, module:Class, from the innermost to the outermost."""
     allow_import: bool = False
     """Let --env-id and --env-wrapper import modules, and so run their code."""
     env_timeout: float = 120.0

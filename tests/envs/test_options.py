@@ -48,7 +48,7 @@ WRAPPERS = (f"{__name__}:Doubled", f"{__name__}:Tripled")
 
 
 def config(env_id: str, vectorization: Any = "sync", kwargs: tuple[str, ...] = (), **flags: Any) -> EnvConfig:
-    made = EnvConfig(env_id, kwargs, num_envs=2, vectorization=vectorization, allow_import=True, **flags)
+    made = EnvConfig(env_id, 2, vectorization, kwargs, allow_import=True, **flags)
     made.check()
     return made
 
