@@ -66,6 +66,13 @@ def test_a_recipe_is_taken_by_itself_and_said_in_one_line(capsys: pytest.Capture
     assert capsys.readouterr().err == ""
 
 
+def test_help_shows_the_plain_defaults_and_says_nothing_of_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read("--env-id CartPole-v1 --help")
+    shown = capsys.readouterr()
+    assert "(default: 5e-4)" in shown.out.replace("0.0005", "5e-4") and shown.err == ""
+
+
 @pytest.mark.parametrize("flags", ["--config none", "--env-id Other-v0", "actor-critic", "reinforce"])
 def test_without_a_recipe_the_plain_defaults_hold(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
     parsed = parse(flags.split(), CONFIGS)

@@ -1,4 +1,4 @@
-"""Recipes: files of flags, of which this folder has one for each environment that they were tried on.
+"""Recipes: files of flags, of which this folder has some for environments that many people train.
 
 A recipe is put in front of the command line as flags. Types, checks and messages are therefore those of the flags, and
 what the user gives holds. All values are read as text, since YAML writes numbers in another way than flags do: to it,
@@ -39,6 +39,8 @@ def with_recipe(arguments: list[str], choices: Mapping[str, Config[Any]], *, own
         UserError: There is no such recipe, or it has flags that the learner does not have.
     """
     name = learner_of(arguments, choices)
+    if {"-h", "--help"} & set(arguments):
+        return arguments
     rest = arguments[arguments[:1] == [name] :]
     wanted = value_of("--config", arguments)
     recipe = None
