@@ -38,7 +38,9 @@ class Case(NamedTuple):
 
 TORCH, FABRIC, DECOUPLED = "train_torch.py", "train_fabric.py", "train_fabric_decoupled.py"
 LEARNERS = {
-    "ppo": "--num-envs 4 --num-steps 24",
+    # The defaults of all environments before there were recipes.
+    "ppo": "--num-envs 4 --num-steps 24 --update-epochs 4 --per-rank-batch-size 24 --learning-rate 3e-3 --gamma 0.95"
+    " --gae-lambda 0.95 --shared-encoder",
     "actor-critic": "actor-critic --num-envs 4 --num-steps 24",
     "reinforce": "reinforce --num-envs 2",
 }

@@ -19,12 +19,13 @@ import tyro
 from compare_checkouts import FABRIC, FORMER_FLAGS, accepts, environment
 from programs import launched
 
+CARTPOLE = "--env-id CartPole-v1 --num-steps 128 --update-epochs 4 --per-rank-batch-size 256"  # in every version
 CASES = {
     "two ranks, flags as they are": (2, ""),
     "64 environments, eager": (1, "--vectorization native --execution eager --total-timesteps 100000"),
     "64 environments, compiled": (1, "--vectorization native --execution compile --total-timesteps 300000"),
     "1,024 environments, compiled": (1, "--num-envs 1024 --vectorization native --total-timesteps 2000000"),
-    "CartPole in Python": (1, "--env-id CartPole-v1 --num-envs 8 --vectorization sync --total-timesteps 40000"),
+    "CartPole in Python": (1, f"{CARTPOLE} --num-envs 8 --vectorization sync --total-timesteps 40000"),
 }
 
 

@@ -18,11 +18,16 @@ from programs import ROOT
 
 from rl.run.checkpoint import read_checkpoint, write_checkpoint
 
-CARTPOLE = "--env-id CartPole-v1 --vectorization sync"
+PLAIN = "--config none --num-steps 128 --update-epochs 4 --num-minibatches 4 --shared-encoder"
+CARTPOLE = f"--env-id CartPole-v1 --vectorization sync {PLAIN}"
+LUNAR_LANDER = f"--env-id LunarLander-v3 {PLAIN}"
 PROBLEMS = {
     "the bare command": (2, "--execution eager"),
     "CartPole in Python, 8 a rank": (2, f"{CARTPOLE} --num-envs 8 --total-timesteps 120000 --execution eager"),
-    "LunarLander, 2 a rank": (2, "--env-id LunarLander-v3 --num-envs 2 --total-timesteps 40000 --execution eager"),
+    "LunarLander, 2 a rank": (
+        2,
+        f"--env-id LunarLander-v3 {PLAIN} --num-envs 2 --total-timesteps 40000 --execution eager",
+    ),
     "tensors, compiled": (1, "--vectorization tensor --execution compile --total-timesteps 2000000"),
     "actor-critic": (2, "actor-critic --execution eager --total-timesteps 100000"),
 }

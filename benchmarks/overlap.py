@@ -13,7 +13,7 @@ from programs import run_program
 NUM_STEPS = 128
 FLAGS = (
     f"--env-id slow_env:SlowEnv-v0 --allow-import --num-envs 64 --num-steps {NUM_STEPS} --update-epochs 10"
-    " --total-timesteps 250000"
+    " --num-minibatches 4 --shared-encoder --total-timesteps 250000"
 ).split()
 
 

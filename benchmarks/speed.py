@@ -75,7 +75,7 @@ def ours(problem: Problem, way: Way) -> dict[str, Any]:
         *("--per-rank-batch-size", str(problem.num_envs // way.ranks * problem.num_steps // problem.minibatches)),
         *("--total-timesteps", str(problem.total_timesteps), "--eval-episodes", "16"),
         *("--learning-rate", "1e-3", "--gamma", "0.99", "--ent-coef", "0.01"),
-        *(() if way.shared else ("--no-shared-encoder",)),
+        *("--config", "none", "--shared-encoder" if way.shared else "--no-shared-encoder"),
         *(("--cuda",) if way.cuda else ()),
     ]
     scalars, _ = run_program(

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -17,13 +16,14 @@ import torch
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from rl.arguments import asks_for_gymnasium, in_new_spelling, learner_of, note_repeated, value_of
 from rl.compilers import keep_caches_private
 from rl.config import CONFIGS, Config
 from rl.dist.launch import check_variables, end_with_launcher, rank, take_slurm_ranks
 from rl.dist.ranks import choose_threads
 from rl.envs.make import has_gymnasium_form, has_tensor_form
-from rl.errors import USAGE_ERROR, CheckpointError, UserError, require
-from rl.models.agent import LARGEST_DEPTH
+from rl.errors import USAGE_ERROR, CheckpointError, require
+from rl.recipes import with_recipe
 from rl.reporting import let_rank_0_speak, note, note_end, reported
 from rl.run.checkpoint import Content
 from rl.run.evaluation import check_video
@@ -31,14 +31,6 @@ from rl.run.resume import check_goes_on, config_of, find_checkpoint, is_complete
 
 ConfigType = TypeVar("ConfigType", bound=Config[Any])
 OPTIONAL = tyro.constructors.ConstructorRegistry()
-
-RENAMED = {  # flags of earlier versions
-    "--execution compiled": "--execution compile",
-    "--execution captured": "--execution cudagraphs",
-    "--env-backend tensor": "--vectorization tensor",
-    "--env-backend gymnasium": "--vectorization auto",  # and not in tensors: `asks_for_gymnasium`
-}
-RENAMED |= {"--anneal-lr": "--schedule linear", "--no-anneal-lr": "--schedule constant"}
 
 
 def command_line(
@@ -134,17 +126,15 @@ def check_versions() -> None:
         )
 
 
-def note_repeated(arguments: list[str]) -> None:
-    """Tells the user which flags are given more than once."""
-    flags = Counter(argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
-    for flag in (flag for flag, number in flags.items() if number > 1):
-        note(f"{flag} is given more than once; the last one holds")
-
-
 def read_flags(
     arguments: list[str], choices: Mapping[str, ConfigType], program: str
 ) -> tuple[ConfigType, Content | None]:
-    """The flags of a command line; with `--resume`, over those of the run, whose checkpoint is returned too."""
+    """The flags of a command line, over those of a recipe; with `--resume`, over those of the run.
+
+    Also returns the checkpoint of the run that is resumed.
+    """
+    given = arguments
+    arguments = with_recipe(given, choices, own=value_of("--resume", given) in (None, "None"))
     config, checkpoint = parse(arguments, choices), None
     if config.keep.resume is not None:
         config.check_names()
@@ -160,25 +150,15 @@ def read_flags(
                 if own.env.vectorization == "tensor" and asks_for_gymnasium(arguments):
                     raise CheckpointError("--resume: the run has --vectorization tensor; leave --env-backend out")
                 config = replace(config, env=replace(config.env, vectorization=own.env.vectorization))
+        else:
+            arguments = with_recipe(given, choices, own=True)
+            config = parse(arguments, choices)
         config = replace(config, keep=replace(config.keep, resume=resume))
     _, changes = in_new_spelling(arguments, choices[learner_of(arguments, choices)].network.hidden_sizes)
     for old, new in changes.items():
         note(f"{old} is now {'--vectorization native or sync' if 'gymnasium' in old else new}")
     # Absolute from now on, since an environment may change the working folder.
     return replace(config, log_dir=os.path.abspath(config.log_dir)), checkpoint
-
-
-def learner_of(arguments: list[str], choices: Mapping[str, Config[Any]]) -> str:
-    """The learner that a command line names before all flags, or else the first.
-
-    Raises:
-        UserError: The program does not take that learner.
-    """
-    if not arguments or arguments[0] not in CONFIGS:
-        return next(iter(choices))
-    if arguments[0] not in choices:
-        raise UserError(f"{arguments[0]}: this program takes only {', '.join(choices)}; the others take that learner")
-    return arguments[0]
 
 
 def parse(arguments: list[str], choices: Mapping[str, ConfigType]) -> ConfigType:
@@ -256,45 +236,3 @@ def value_or_none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | No
         is_instance=lambda value: value is None or spec.is_instance(value),
         str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
     )
-
-
-def asks_for_gymnasium(flags: list[str]) -> bool:
-    """Whether a flag of earlier versions rules out the tensor form of the environment."""
-    _, changes = in_new_spelling(flags, (1,))
-    return "--env-backend gymnasium" in changes
-
-
-def in_new_spelling(flags: list[str], hidden_sizes: tuple[int, ...]) -> tuple[list[str], dict[str, str]]:
-    """The flags with those of earlier versions as they are spelled now, and which have changed to what.
-
-    `hidden_sizes` are the defaults, which decide where --hidden-size or --hidden-layers is given alone.
-    """
-    kept: list[str] = []
-    sizes: dict[str, str] = {}
-    changes: dict[str, str] = {}
-    words = iter(flags)
-    for word in words:
-        flag, equals, value = word.partition("=")
-        flag = flag.replace("_", "-")
-        if flag not in ("--hidden-size", "--hidden-layers", *(old.split()[0] for old in RENAMED)):
-            kept.append(word)
-            continue
-        value = value if equals or flag in RENAMED else next(words, "")  # those that are in it alone take no value
-        if flag.startswith("--hidden"):
-            require(value.isdecimal(), flag, value, "must be a whole number")
-            sizes[flag] = value
-            continue
-        old = f"{flag} {value}".strip()
-        changes[old] = RENAMED.get(old, old)
-        kept += changes[old].split()
-    if sizes:
-        width = sizes.get("--hidden-size", str(hidden_sizes[0]))
-        depth = sizes.get("--hidden-layers", str(len(hidden_sizes)))
-        fits = len(depth) < 10 and 1 <= int(depth) <= LARGEST_DEPTH
-        require(fits, "--hidden-layers", depth, f"must be 1 to {LARGEST_DEPTH:,}")
-        given = " ".join(f"{flag} {value}" for flag, value in sizes.items())
-        if "--hidden-sizes" in kept:
-            raise UserError(f"{given} and --hidden-sizes: say the same; must be only one of the two")
-        changes[given] = " ".join(["--hidden-sizes", *int(depth) * [width]])
-        kept += changes[given].split()
-    return kept, {old: new for old, new in changes.items() if old != new}

@@ -1,7 +1,6 @@
 """The flags of the programs, and the checks of their values."""
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,6 @@ from rl.compilers import compiler_missing
 from rl.dist.launch import local_rank, local_world_size, on_first_machine, world_size
 from rl.envs.check import check_env
 from rl.envs.make import EnvConfig, make_envs
-from rl.envs.spaces import BoxActions, Spaces
 from rl.envs.tensor_envs import TensorEnvs
 from rl.envs.types import Envs
 from rl.errors import UserError, require
@@ -23,6 +21,7 @@ from rl.learners.actor_critic import ActorCriticConfig
 from rl.learners.learner import LearnerConfig
 from rl.learners.ppo import PPOConfig
 from rl.learners.reinforce import ReinforceConfig
+from rl.limits import check_memory, require_gpus
 from rl.models.agent import Network
 from rl.models.float8 import check_float8
 from rl.reporting import note
@@ -39,6 +38,8 @@ LearnerType = TypeVar("LearnerType", bound=LearnerConfig, covariant=True)
 class Config(Generic[LearnerType]):
     """Train a policy on as many ranks as the launcher starts."""
 
+    config: str | None = None
+    """Flags to put before these: a recipe's name, a file (YAML, or a run's config.json), or none for plain defaults."""
     exp_name: str = "default"
     """Name of the experiment; part of the name of the run's folder."""
     seed: int = 1
@@ -119,7 +120,7 @@ class Config(Generic[LearnerType]):
         try:
             if isinstance(envs, TensorEnvs):
                 check_env(envs.env, device)
-            self.check_memory(envs.spaces)
+            check_memory(self.network, self.learner, envs.spaces, num_envs=self.env.num_envs)
         except UserError:
             envs.close()
             raise
@@ -171,38 +172,24 @@ class Config(Generic[LearnerType]):
         self.network.check()
         self.keep.check()
         self.learner.check(self.rows_per_rank())
+        # The first rollout of a run that normalizes is only measured.
+        least, rollouts = (2, "two rollouts") if self.network.normalizes() else (1, "one rollout")
         require(
-            self.num_updates() >= 1,
+            self.num_updates() >= least,
             "--total-timesteps",
             self.total_timesteps,
-            f"less than one rollout of {self.num_players()} rank(s) × --num-envs {self.env.num_envs}"
-            f" × --num-steps {self.learner.num_steps} = {self.steps_per_update()} steps; must be at least that",
+            f"less than {rollouts} of {self.num_players()} rank(s) × --num-envs {self.env.num_envs}"
+            f" × --num-steps {self.learner.num_steps} = {least * self.steps_per_update()} steps; must be at least that",
         )
         if self.execution == "cudagraphs" and not self.cuda:
             raise UserError("--execution cudagraphs: needs a GPU; add --cuda, or use --execution compile")
         if self.learner.whole_episodes and self.execution in ("compile", "cudagraphs"):
             raise UserError(f"--execution {self.execution}: whole episodes vary in length; leave the flag out")
+        if self.network.normalize_reward and isinstance(self.learner, ActorCriticConfig):
+            raise UserError("--normalize-reward: the actor-critic has --normalize-values instead; leave the flag out")
         if self.fp8:
             check_float8()
         self.check_devices()
-
-    def check_memory(self, spaces: Spaces) -> None:
-        """Raises `UserError` for rollouts, a replay buffer or a network larger than a rank's part of the memory."""
-        action_size = len(spaces.actions.low) if isinstance(spaces.actions, BoxActions) else 2  # an int64
-        row_bytes = 4 * (2 * spaces.obs_size + action_size + 8)
-        num_envs, num_steps = self.env.num_envs, self.learner.num_steps
-        buffer_size = getattr(self.learner, "buffer_size", 0)
-        num_bytes = {
-            f"--num-envs {num_envs} × --num-steps {num_steps}": row_bytes * num_envs * num_steps,
-            f"--buffer-size {buffer_size}": row_bytes * buffer_size,
-            # Weights, their gradients, and Adam's two moments.
-            "--hidden-sizes": 4 * 4 * self.network.num_weights(spaces.obs_size),
-        }
-        has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / local_world_size()
-        for flags, takes in num_bytes.items():
-            if takes >= has:
-                gib, has_gib = f"{takes / 2**30:,.1f} GiB", f"{has / 2**30:,.1f} GiB"
-                raise UserError(f"{flags}: takes {gib} of memory, but a rank has {has_gib}")
 
     def check_devices(self) -> None:
         """Raises `UserError` where the GPUs that the flags ask for are missing."""
@@ -229,12 +216,13 @@ CONFIGS: dict[str, Config[Any]] = {
         total_episodes=2_000,
         report_episodes=100,
         env=EnvConfig(num_envs=8),
+        network=Network(shared_encoder=True),
         learner=ActorCriticConfig(),
     ),
     "reinforce": Config(
         total_timesteps=300_000,
         env=EnvConfig(env_id="CartPole-v1", num_envs=8),
-        network=Network(hidden_sizes=(128,), activation_function="relu"),
+        network=Network(hidden_sizes=(128,), activation_function="relu", shared_encoder=True),
         learner=ReinforceConfig(),
     ),
 }
@@ -284,12 +272,6 @@ class DecoupledConfig(Config[PPOConfig]):
             raise UserError("--player-on-gpu: the trainers are not on GPUs; add --cuda")
         if self.cuda:
             require_gpus(local_world_size() - on_first_machine(), "trainer(s)")
-
-
-def require_gpus(number: int, users: str) -> None:
-    """Raises `UserError` if this machine has fewer GPUs."""
-    if (found := torch.cuda.device_count()) < number:
-        raise UserError(f"--cuda: {number} {users} on this machine need a GPU each, and torch finds {found} here")
 
 
 def flat(groups: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,11 +20,13 @@ from tests import probes
 # fmt: off
 FLAGS = [
     "activation_function", "adam_eps", "allow_import", "capture_video", "checkpoint_every", "clip_coef",
-    "clip_vloss", "cuda", "desired_kl", "ent_coef", "env_id", "env_timeout", "eval_episodes", "execution",
+    "clip_vloss", "config", "cuda", "desired_kl", "ent_coef", "env_id", "env_kwargs", "env_timeout", "env_wrapper",
+    "eval_episodes", "execution",
     "exp_name", "fp8", "gae_lambda", "gamma", "hidden_sizes", "keep_best", "keep_checkpoints",
     "learning_rate", "log_dir", "log_std_init", "max_eval_steps", "max_grad_norm", "max_replay_steps",
-    "normalize_advantages", "num_envs", "num_minibatches", "num_steps",
-    "ortho_init", "per_rank_batch_size", "precision", "rank_timeout", "report_episodes", "resume",
+    "normalize_advantages", "normalize_obs", "normalize_reward", "num_envs", "num_minibatches", "num_steps",
+    "ortho_init", "per_rank_batch_size", "precision", "rank_timeout", "recompute_advantages",
+    "report_episodes", "resume",
     "schedule", "seed", "share_data", "shared_encoder", "squash", "target_kl", "torch_deterministic",
     "total_episodes", "total_timesteps", "update_epochs", "vectorization", "vf_coef",
 ]
@@ -230,7 +232,7 @@ def test_more_ranks_than_cores_are_said(monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_steps_that_make_no_whole_update_are_left_out() -> None:
     config = parse(["--total-timesteps", "20000"], CONFIGS)
-    assert config.num_updates() * config.steps_per_update() == 16384
+    assert config.num_updates() * config.steps_per_update() == 18432
 
 
 @pytest.mark.parametrize(

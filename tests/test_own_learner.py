@@ -51,7 +51,8 @@ def test_it_stops_on_a_signal_and_resumes_to_the_same_bits(execution: str, monke
 
 
 def test_it_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = train(monkeypatch, "a2c --num-envs 32 --total-timesteps 100000 --vectorization native --execution eager")
+    flags = "--num-envs 32 --total-timesteps 100000 --learning-rate 3e-3 --gamma 0.95"
+    folder = train(monkeypatch, f"a2c {flags} --vectorization native --execution eager")
     returns = scalars(folder)["Rewards/last_100_episodes"]
     assert returns[-1][1] > 100  # a random policy's is 18
 

@@ -27,9 +27,11 @@ LAYERS = (
     ("rl.returns", "rl.rollout", "rl.statistics"),
     ("rl.learners",),
     ("rl.optimization",),
-    ("rl.config", "rl.keep"),
+    ("rl.config", "rl.keep", "rl.limits"),
     ("rl.run", "rl.exchange"),
     ("rl.session",),
+    ("rl.arguments",),
+    ("rl.recipes",),
     ("rl.cli",),
     ("rl", *PROGRAMS),
 )

@@ -2,12 +2,13 @@
 
 import contextlib
 import importlib
+import inspect
 import math
 import multiprocessing
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from gymnasium.wrappers import RecordVideo
 from rl.dist.launch import rank
 from rl.envs.failures import AnyVectorEnv, EpisodeError, from_outside, progress, watched
 from rl.envs.gym_envs import GymEnvs, Memory
+from rl.envs.options import check_options, kwargs_of, wrappers_of
 from rl.envs.seeded import SeededEpisodes, replayable, worker
 from rl.envs.snapshot import snapshots_suffice
 from rl.envs.spaces import Spaces
@@ -37,13 +39,17 @@ class EnvConfig:
 
     env_id: str = "CustomEnv-v0"
     """Gymnasium's id of the environment; module:id imports the module that registers it first."""
-    num_envs: int = 64
+    num_envs: int = 16
     """Number of environments of each rank."""
     vectorization: Literal["auto", "sync", "async", "native", "tensor"] = "auto"
     """How a rank steps its environments: one after the other (sync), each in a process (async), by a batched class
     of their own (native), or by their form in tensors (tensor); auto takes tensor in long runs, else native or sync."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of the environment's constructor, such as continuous=true gravity=-9.8; values are YAML."""
+    env_wrapper: tuple[str, ...] = ()
+    """Wrappers of each environment, module:Class, from the innermost to the outermost."""
     allow_import: bool = False
-    """Let --env-id import a module, and so run its code."""
+    """Let --env-id and --env-wrapper import modules, and so run their code."""
     env_timeout: float = 120.0
     """Seconds to wait for an environment, before the run stops and names the one that hangs."""
     max_replay_steps: int = 100_000
@@ -59,6 +65,10 @@ class EnvConfig:
         require(self.num_envs >= 1, "--num-envs", self.num_envs, "must be at least 1")
         require(ENV_ID.fullmatch(self.env_id) is not None, "--env-id", repr(self.env_id), looks)
         require(self.allow_import or ":" not in self.env_id, "--env-id", self.env_id, imports)
+        check_options(self.env_kwargs, self.env_wrapper, allow_import=self.allow_import)
+        if self.env_wrapper and self.vectorization in ("native", "tensor"):
+            right = "has no single environments for --env-wrapper to wrap; use sync or async"
+            raise UserError(f"--vectorization {self.vectorization}: {right}")
         require(0 < self.env_timeout < math.inf, "--env-timeout", self.env_timeout, "must be a finite number above 0")
         require(self.max_replay_steps >= 0, "--max-replay-steps", self.max_replay_steps, "must be at least 0")
 
@@ -88,6 +98,8 @@ def making(config: EnvConfig) -> Iterator[None]:
     except BaseException as error:  # a constructor may raise anything
         if from_outside(error):
             raise
+        if isinstance(error, TypeError) and config.env_kwargs and "unexpected keyword argument" in str(error):
+            raise UserError(f"--env-kwargs {' '.join(config.env_kwargs)}: {described(error)}") from error
         raise EnvError(f"{prefix}cannot be made: {described(error)}") from error
     finally:
         torch.set_grad_enabled(grad)
@@ -107,12 +119,12 @@ def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = 
     with making(config):
         env_id = _imported(config)
         if config.vectorization == "tensor":
-            tensor_envs = _make_tensor_envs(env_id, config.num_envs)
+            tensor_envs = _make_tensor_envs(config, env_id)
             tensor_envs.spaces = _spaces(config, tensor_envs)
             return tensor_envs
         native = _is_native(config, env_id)
         # Tried on one made in this process, where an error keeps its cause.
-        memory, made_anew = probed(env_id) if training and not native else ("none", False)
+        memory, made_anew = probed(config) if training and not native else ("none", False)
         envs = _make_vector_env(config, env_id, film, native=native)
         if native:
             memory = "snapshot" if training and snapshots_suffice(envs) else "none"
@@ -147,7 +159,7 @@ def _spaces(config: EnvConfig, envs: Envs) -> Spaces:
 
 
 def has_tensor_form(config: EnvConfig) -> bool:
-    """Whether the environment is registered in tensors, which --vectorization tensor needs.
+    """Whether the environment is registered in tensors, and there takes the arguments that the flags have.
 
     Raises:
         UserError: Its module, which is imported if --allow-import permits it, cannot be.
@@ -155,7 +167,8 @@ def has_tensor_form(config: EnvConfig) -> bool:
     if ":" in config.env_id and not config.allow_import:
         return False
     with making(config):
-        return _imported(config) in TENSOR_ENVS
+        env_id = _imported(config)
+        return env_id in TENSOR_ENVS and not config.env_wrapper and _takes(TENSOR_ENVS[env_id], config)
 
 
 def has_gymnasium_form(config: EnvConfig) -> bool:
@@ -163,16 +176,24 @@ def has_gymnasium_form(config: EnvConfig) -> bool:
     return config.env_id.rpartition(":")[2] in gym.registry
 
 
-def probed(env_id: str) -> tuple[Memory, bool]:
+def make_single(config: EnvConfig, **kwargs: Any) -> gym.Env[Any, Any]:
+    """A single environment of Gymnasium's, with its wrappers, given further arguments of `gymnasium.make`."""
+    env = gym.make(config.env_id, **kwargs_of(config.env_kwargs), **kwargs)
+    for wrapper in wrappers_of(config.env_wrapper):
+        env = wrapper(env)
+    return env
+
+
+def probed(config: EnvConfig) -> tuple[Memory, bool]:
     """Whether episodes of a single environment can be replayed, and whether each needs a new object for that.
 
     Raises:
         UserError: Its spaces are not supported.
         EpisodeError: It fails, or does not do what its spaces say.
     """
-    env = SeededEpisodes(gym.make(env_id))
+    env = SeededEpisodes(make_single(config))
     try:
-        Spaces.of(env_id, env.observation_space, env.action_space)
+        Spaces.of(config.env_id, env.observation_space, env.action_space)
         return ("episodes" if replayable(env) else "none"), env.made_anew
     finally:
         env.close()
@@ -193,12 +214,17 @@ def _is_native(config: EnvConfig, env_id: str) -> bool:
     spec = gym.spec(env_id)
     if config.vectorization == "native" and not spec.vector_entry_point:
         raise UserError(f"--vectorization native: {config.env_id} has no batched class of its own; use sync or async")
+    if config.env_wrapper:
+        return False
     # An environment that exists only as a batch is evaluated as one too.
     return bool(spec.vector_entry_point) and (config.vectorization in ("auto", "native") or spec.entry_point is None)
 
 
 def _make_vector_env(config: EnvConfig, env_id: str, film: Path | None, *, native: bool) -> AnyVectorEnv:
     how: dict[str, Any] = {"vectorization_mode": None} if native else _wrapped(config.vectorization, film)
+    if not native:
+        how["wrappers"] = (*wrappers_of(config.env_wrapper), *how["wrappers"])
+    how |= kwargs_of(config.env_kwargs)
     try:
         return gym.make_vec(env_id, num_envs=config.num_envs, **how)
     except BaseException:
@@ -224,10 +250,22 @@ def _wrapped(vectorization: str, film: Path | None) -> dict[str, Any]:
     return how | {"wrappers": (recorded, SeededEpisodes), "render_mode": "rgb_array"}
 
 
-def _make_tensor_envs(env_id: str, num_envs: int) -> TensorEnvs:
+def _make_tensor_envs(config: EnvConfig, env_id: str) -> TensorEnvs:
     if env_id not in TENSOR_ENVS:
         raise UserError(
             f"--env-id {env_id}: not written in tensors, as --vectorization tensor requires; available are"
             f" {', '.join(sorted(TENSOR_ENVS))}, and with module:Name whatever that module registers"
         )
-    return TensorEnvs(TENSOR_ENVS[env_id](), num_envs, env_id)
+    make = TENSOR_ENVS[env_id]
+    right = f"the tensor form of {env_id} takes {inspect.signature(make)}; use those, or --vectorization sync"
+    require(_takes(make, config), "--env-kwargs", " ".join(config.env_kwargs), right)
+    return TensorEnvs(make(**kwargs_of(config.env_kwargs)), config.num_envs, env_id)
+
+
+def _takes(make: Callable[..., Any], config: EnvConfig) -> bool:
+    """Whether the constructor of a tensor environment has the arguments that the flags ask for."""
+    try:
+        inspect.signature(make).bind(**kwargs_of(config.env_kwargs))
+    except TypeError:
+        return False
+    return True

@@ -85,7 +85,7 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
     def _reset_env(self, options: dict[str, Any] | None) -> Any:
         if self.made_anew:
             self.env.close()
-            self.env = gym.make(self.env.spec)  # type: ignore[arg-type]
+            self.env = made_again(self.env)
         return self.env.reset(seed=episode_seed(self.environment, self.episode), options=options)
 
     def _checked(self, call: Callable[[Any], Any], argument: Any, *, size: int, what: str) -> Any:
@@ -176,6 +176,15 @@ def worker(
         _async_worker(index, lambda: env, pipe, parent_pipe, memory, errors, *rest)
 
 
+def made_again(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """A new environment like this one, with all its wrappers; those that do not record their arguments get none."""
+    spec = copy.deepcopy(env.spec)
+    assert spec is not None
+    for wrapper in spec.additional_wrappers:
+        wrapper.kwargs = wrapper.kwargs or {}
+    return gym.make(spec)
+
+
 PROBES, PROBE_STEPS = 3, 60
 MAX_MAKE_SECONDS = 0.02  # acceptable for every episode
 
@@ -187,7 +196,7 @@ def replayable(env: SeededEpisodes) -> bool:
     if all(map(same, first, again)):
         return True
     began_at = time.perf_counter()
-    gym.make(env.env.spec).close()  # type: ignore[arg-type]
+    made_again(env.env).close()
     if time.perf_counter() - began_at > MAX_MAKE_SECONDS:
         return False
     env.made_anew = True

@@ -54,11 +54,14 @@ class TensorEnv(ABC):
         """Whether states end the episode [N] (bool), apart from the time limit."""
 
 
-TENSOR_ENVS: dict[str, Callable[[], TensorEnv]] = {}
+TENSOR_ENVS: dict[str, Callable[..., TensorEnv]] = {}
 
 
-def register_tensor_env(env_id: str, make: Callable[[], TensorEnv]) -> None:
-    """Registers what `make`, such as a class, returns for `--vectorization tensor --env-id <env_id>`."""
+def register_tensor_env(env_id: str, make: Callable[..., TensorEnv]) -> None:
+    """Registers what `make`, such as a class, returns for `--vectorization tensor --env-id <env_id>`.
+
+    Its arguments, if it has any, are those of --env-kwargs.
+    """
     TENSOR_ENVS[env_id] = make
 
 

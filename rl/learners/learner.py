@@ -54,13 +54,13 @@ class LearnerConfig(ABC):
 
     num_steps: int = 128
     """Steps of each environment in a rollout."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-4
     """Adam's step size at the start."""
     schedule: Literal["constant", "linear"] = "linear"
     """How the learning rate changes over the run: not at all (constant), or towards 0 (linear)."""
     adam_eps: float = 1e-5
     """Adam's epsilon, which it adds to the root of its second moment."""
-    gamma: float = 0.95
+    gamma: float = 0.99
     """Discount factor."""
     max_grad_norm: float = 0.5
     """Norm to which larger gradients are clipped; inf clips nothing."""

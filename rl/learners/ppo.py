@@ -57,11 +57,11 @@ class PPOConfig(LearnerConfig):
     divergence of an update stays near --desired-kl (adaptive)."""
     desired_kl: float = 0.01
     """KL divergence that --schedule adaptive aims at, on average over an update's minibatches."""
-    num_minibatches: int = 4
+    num_minibatches: int = 16
     """Minibatches of an epoch, of almost equal size, at most one for each row; --per-rank-batch-size overrides it."""
     per_rank_batch_size: int | None = None
     """Rows of a rank in a minibatch, at most."""
-    update_epochs: int = 4  # type: ignore[misc]
+    update_epochs: int = 10  # type: ignore[misc]
     """How many times an update visits each row."""
     recompute_advantages: bool = False  # type: ignore[misc]
     """Estimate advantages and value targets again before each epoch but the first, with the critic of that time."""

@@ -29,7 +29,7 @@ class Network:
     """Widths of the hidden layers, from the first to the last."""
     activation_function: Literal["relu", "tanh"] = "tanh"
     """Activation function after each hidden layer."""
-    shared_encoder: bool = True
+    shared_encoder: bool = False
     """Share the hidden layers between actor and critic; otherwise each has its own."""
     ortho_init: bool = True
     """Initialize weights orthogonally; otherwise as PyTorch does by default."""
@@ -50,6 +50,10 @@ class Network:
         low, high = LOG_STD_BOUNDS
         fits = low <= self.log_std_init <= high
         require(fits, "--log-std-init", self.log_std_init, f"must lie between {low:g} and {high:g}")
+
+    def normalizes(self) -> bool:
+        """Whether the agent keeps statistics."""
+        return self.normalize_obs or self.normalize_reward
 
     def num_weights(self, obs_size: int) -> int:
         """Number of weights of the hidden layers."""

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from rl.config import Config
 from rl.envs.gym_envs import GymEnvs
-from rl.envs.make import EnvConfig, make_envs, making
+from rl.envs.make import EnvConfig, make_envs, make_single, making
 from rl.envs.types import Envs
 from rl.errors import EnvError, UserError
 from rl.models.agent import Agent
@@ -118,9 +117,9 @@ def check_video(config: EnvConfig) -> None:
         raise UserError("--capture-video: needs moviepy; install it with: pip install -e '.[video]'")
     try:
         with making(config):
-            if "rgb_array" not in gym.make(config.env_id).metadata.get("render_modes", []):
+            if "rgb_array" not in make_single(config).metadata.get("render_modes", []):
                 raise UserError(f"--capture-video: {config.env_id} has no render_mode rgb_array")
-            env = gym.make(config.env_id, render_mode="rgb_array")
+            env = make_single(config, render_mode="rgb_array")
             env.reset()
             env.render()
             env.close()

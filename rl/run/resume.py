@@ -23,14 +23,14 @@ ConfigType = TypeVar("ConfigType", bound=Config[Any])
 
 # Changing one of these would make it another run.
 FIXED = [
-    *("env_id", "squash", "seed", "num_steps", "buffer_size", "share_data", "overlap"),
+    *("env_id", "env_kwargs", "env_wrapper", "squash", "seed", "num_steps", "buffer_size", "share_data", "overlap"),
     *(field.name for field in fields(Network) if field.name not in ("ortho_init", "log_std_init")),
 ]
 LENGTH = ("total_timesteps", "total_episodes")  # of a run
 # Changing these does not change what is learned, so nothing is said about them.
 FREE = {field.name for field in fields(Keep)} | {
     *("rank_timeout", "env_timeout", "max_replay_steps", "allow_import", "vectorization", "log_dir", "exp_name"),
-    *("report_episodes", "capture_video", "eval_episodes", "max_eval_steps"),
+    *("config", "report_episodes", "capture_video", "eval_episodes", "max_eval_steps"),
 }
 
 

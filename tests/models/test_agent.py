@@ -18,7 +18,7 @@ def num_parameters(agent: Agent) -> int:
 def test_sizes() -> None:
     encoder = (3 * 8 + 8) + (8 * 5 + 5) + (5 * 6 + 6)
     heads = (6 * 4 + 4) + (6 + 1)
-    network = Network(hidden_sizes=(8, 5, 6))
+    network = Network(hidden_sizes=(8, 5, 6), shared_encoder=True)
     assert num_parameters(Agent(DISCRETE, network)) == encoder + heads
     separate = Network(hidden_sizes=(8, 5, 6), shared_encoder=False)
     assert num_parameters(Agent(DISCRETE, separate)) == 2 * encoder + heads
@@ -33,7 +33,7 @@ def test_the_critic_trains_the_actors_encoder_only_where_it_is_shared(shared: bo
 
 @pytest.mark.parametrize(("name", "expected"), [("relu", torch.relu), ("tanh", torch.tanh)])
 def test_the_value_is_what_the_layers_compute(name: str, expected: object) -> None:
-    agent, obs = Agent(DISCRETE, Network(activation_function=name)), torch.randn(5, 3)
+    agent, obs = Agent(DISCRETE, Network(activation_function=name, shared_encoder=True)), torch.randn(5, 3)
     first, second = agent.encoder[0], agent.encoder[2]
     hidden = expected(expected(obs @ first.weight.T + first.bias) @ second.weight.T + second.bias)
     assert torch.allclose(agent(obs)[1], (hidden @ agent.critic.weight.T + agent.critic.bias)[:, 0], atol=1e-6)

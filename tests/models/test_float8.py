@@ -16,7 +16,8 @@ CPU = torch.device("cpu")
 
 def agent_for(hidden_size: int = 64) -> Agent:
     torch.manual_seed(0)
-    return Agent(Spaces(4, DiscreteActions(2)), Network(hidden_sizes=(hidden_size, hidden_size)))
+    network = Network(hidden_sizes=(hidden_size, hidden_size), shared_encoder=True)
+    return Agent(Spaces(4, DiscreteActions(2)), network)
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -81,7 +81,7 @@ def test_an_episode_that_cannot_be_played_again_ends_the_resume_with_a_line(
     assert train(monkeypatch, "--env-id", "Breaking-v0", "--total-timesteps", "128") == 0
     (folder,) = Path("logs/torch_logs").iterdir()
     monkeypatch.setattr(probes.Breaking, "broken", True)
-    monkeypatch.setattr("rl.envs.make.probed", lambda name: ("episodes", False))
+    monkeypatch.setattr("rl.envs.make.probed", lambda config: ("episodes", False))
     assert train(monkeypatch, "--resume", str(folder), "--total-timesteps", "256") == 71
     (line,) = errors(capsys)
     assert "environment 0 raised ConnectionError: the simulator is gone at " in line

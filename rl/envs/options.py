@@ -1,0 +1,77 @@
+"""What --env-kwargs and --env-wrapper ask for: arguments of environments' constructors, and wrappers around them."""
+
+import importlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import gymnasium as gym
+
+from rl.envs.failures import progress
+from rl.errors import UserError, described, require
+
+KWARG = re.compile(r"[A-Za-z_]\w*=.*", re.ASCII | re.DOTALL)
+WRAPPER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
+# Arguments of Gymnasium's `make` and `make_vec` that this program gives itself.
+OWN = {"num_envs", "render_mode", "vectorization_mode", "vector_kwargs", "wrappers"}
+
+
+def check_options(kwargs: Iterable[str], wrappers: Iterable[str], *, allow_import: bool) -> None:
+    """Raises `UserError` for a value of --env-kwargs or --env-wrapper that cannot work; imports nothing."""
+    for kwarg in kwargs:
+        require(KWARG.fullmatch(kwarg) is not None, "--env-kwargs", repr(kwarg), "must look like continuous=true")
+        name = kwarg.partition("=")[0]
+        require(name not in OWN, "--env-kwargs", kwarg, f"{name} follows from other flags; leave it out")
+    for wrapper in wrappers:
+        looks = WRAPPER.fullmatch(wrapper) is not None
+        require(looks, "--env-wrapper", repr(wrapper), "must look like module:Class")
+        runs = f"imports, and so runs, the module {wrapper.partition(':')[0]}; add --allow-import to permit it"
+        require(allow_import, "--env-wrapper", wrapper, runs)
+    kwargs_of(kwargs)
+
+
+def kwargs_of(words: Iterable[str]) -> dict[str, Any]:
+    """The arguments in words such as gravity=-9.8, whose values are read as YAML.
+
+    Raises:
+        UserError: A value is not YAML.
+    """
+    kwargs = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        kwargs[name] = yaml_value(text, word)
+    return kwargs
+
+
+def yaml_value(text: str, word: str) -> Any:
+    """A value in YAML, except that 1e-4 is a number, as it is in Python."""
+    import yaml  # when it is needed, since few runs do
+
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"--env-kwargs {word}: {described(error)}") from None
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def wrappers_of(names: Iterable[str]) -> list[type[gym.Wrapper[Any, Any, Any, Any]]]:
+    """Imports the wrappers that module:Class names.
+
+    Raises:
+        UserError: There is no such class, or it is no wrapper of Gymnasium's.
+    """
+    wrappers = []
+    for name in names:
+        module, _, attribute = name.partition(":")
+        try:
+            wrapper = getattr(importlib.import_module(module), attribute, None)
+        except ImportError as error:
+            raise UserError(f"--env-wrapper {name}: {error}") from error
+        progress()
+        if not isinstance(wrapper, type) or not issubclass(wrapper, gym.Wrapper):
+            raise UserError(f"--env-wrapper {name}: must be a class derived from gymnasium.Wrapper")
+        wrappers.append(wrapper)
+    return wrappers

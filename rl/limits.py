@@ -1,0 +1,36 @@
+"""What a machine must have for a run: memory and GPUs."""
+
+import os
+
+import torch
+
+from rl.dist.launch import local_world_size
+from rl.envs.spaces import BoxActions, Spaces
+from rl.errors import UserError
+from rl.learners.learner import LearnerConfig
+from rl.models.agent import Network
+
+
+def check_memory(network: Network, learner: LearnerConfig, spaces: Spaces, *, num_envs: int) -> None:
+    """Raises `UserError` for rollouts, a replay buffer or a network larger than a rank's part of the memory."""
+    action_size = len(spaces.actions.low) if isinstance(spaces.actions, BoxActions) else 2  # an int64
+    row_bytes = 4 * (2 * spaces.obs_size + action_size + 8)
+    num_steps = learner.num_steps
+    buffer_size = getattr(learner, "buffer_size", 0)
+    num_bytes = {
+        f"--num-envs {num_envs} × --num-steps {num_steps}": row_bytes * num_envs * num_steps,
+        f"--buffer-size {buffer_size}": row_bytes * buffer_size,
+        # Weights, their gradients, and Adam's two moments.
+        "--hidden-sizes": 4 * 4 * network.num_weights(spaces.obs_size),
+    }
+    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / local_world_size()
+    for flags, takes in num_bytes.items():
+        if takes >= has:
+            gib, has_gib = f"{takes / 2**30:,.1f} GiB", f"{has / 2**30:,.1f} GiB"
+            raise UserError(f"{flags}: takes {gib} of memory, but a rank has {has_gib}")
+
+
+def require_gpus(number: int, users: str) -> None:
+    """Raises `UserError` if this machine has fewer GPUs."""
+    if (found := torch.cuda.device_count()) < number:
+        raise UserError(f"--cuda: {number} {users} on this machine need a GPU each, and torch finds {found} here")

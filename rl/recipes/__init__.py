@@ -1,0 +1,197 @@
+"""Recipes: files of flags, of which this folder has some for environments that many people train.
+
+A recipe is put in front of the command line as flags. Types, checks and messages are therefore those of the flags, and
+what the user gives holds. All values are read as text, since YAML writes numbers in another way than flags do: to it,
+1e-4 is a string.
+"""
+
+import difflib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rl.arguments import flag_of, in_new_spelling, learner_of, value_of
+from rl.config import CONFIGS, Config, DecoupledConfig, flat
+from rl.errors import UserError, described, require
+from rl.reporting import note
+
+SHIPPED = files("rl.recipes")
+GROUPS = {"env", "network", "keep", "learner"}  # of a run's config.json
+COMMAND_LINE_ONLY = {"allow_import", "resume", "config"}
+NOTHING = ("", "~", "null")
+SWITCHES = {"true": "", "false": "no-"}
+
+
+class Recipe(NamedTuple):
+    """The content of a file."""
+
+    name: str
+    learner: str | None
+    env_ids: list[str]  # the first is the one to train if the command line names none
+    values: dict[str, Any]  # by field of `Config`: text, or a list or a dictionary of it
+
+
+def with_recipe(arguments: list[str], choices: Mapping[str, Config[Any]], *, own: bool) -> list[str]:
+    """A command line with the flags of a recipe in front: that of --config, or if `own`, that of its environment.
+
+    Raises:
+        UserError: There is no such recipe, or it has flags that the learner does not have.
+    """
+    name = learner_of(arguments, choices)
+    if {"-h", "--help"} & set(arguments):
+        return arguments
+    rest = arguments[arguments[:1] == [name] :]
+    wanted = value_of("--config", arguments)
+    recipe = None
+    if wanted is None and own and name == "ppo":
+        recipe = recipe_for(value_of("--env-id", arguments) or choices[name].env.env_id)
+    elif wanted not in (None, "none"):
+        recipe = find_recipe(wanted)
+    if recipe is None:
+        return arguments
+    if recipe.learner not in (None, name):
+        if rest != arguments:
+            raise UserError(f"--config {recipe.name}: is for {recipe.learner}, not for {name}; leave one of them out")
+        name = learner_of([str(recipe.learner)], choices)
+    given, _ = in_new_spelling(rest, choices[name].network.hidden_sizes)
+    flags = {field: words for field, words in flags_of(recipe, name, choices).items() if not is_given(field, given)}
+    if wanted is None:
+        if said := ", ".join(" ".join(words).removeprefix("--").replace("=", " ", 1) for words in flags.values()):
+            note(f"recipe {recipe.name}: {said}; --config none for the plain defaults")
+        flags["config"] = [f"--config={recipe.name}"]
+    elif recipe.env_ids and not is_given("env_id", given):
+        flags["env_id"] = [f"--env-id={recipe.env_ids[0]}"]
+    leading = [] if rest == arguments and recipe.learner is None else [name]
+    return [*leading, *(word for words in flags.values() for word in words), *rest]
+
+
+def is_given(field: str, arguments: list[str]) -> bool:
+    """Whether a command line says what a field of `Config` is."""
+    flag = field.replace("_", "-")
+    flags = {f"--{flag}", f"--no-{flag}"}
+    if field == "per_rank_batch_size":
+        flags.add("--num-minibatches")  # which it would override
+    return any(flag_of(word) in flags for word in arguments)
+
+
+def shipped() -> list[str]:
+    """The names of the recipes of this package."""
+    return sorted(file.name.removesuffix(".yaml") for file in SHIPPED.iterdir() if file.name.endswith(".yaml"))
+
+
+def recipe_for(env_id: str) -> Recipe | None:
+    """The recipe of this package for an environment, if there is one."""
+    for name in shipped():
+        text = (SHIPPED / f"{name}.yaml").read_text()
+        if env_id in text and env_id in (recipe := recipe_of(text, name)).env_ids:  # parsing takes longer than looking
+            return recipe
+    return None
+
+
+def find_recipe(wanted: str) -> Recipe:
+    """The recipe that --config names.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    if wanted in shipped():
+        return recipe_of((SHIPPED / f"{wanted}.yaml").read_text(), wanted)
+    try:
+        return recipe_of(Path(wanted).expanduser().read_text(), wanted)
+    except FileNotFoundError:
+        right = f"must be a file, none, or one of {', '.join(shipped())}"
+        raise UserError(f"--config {wanted}: does not exist; {right}") from None
+    except OSError as error:
+        raise UserError(f"--config {wanted}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8
+        raise UserError(f"--config {wanted}: is not YAML: {described(error)}") from None
+
+
+def recipe_of(text: str, name: str) -> Recipe:
+    """The recipe in the text of a file, or in that of a run's config.json.
+
+    Raises:
+        UserError: It is neither.
+    """
+    import yaml  # when it is needed, since it takes as long to import as a small module of the package
+
+    try:
+        values = yaml.load(text, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"--config {name}: is not YAML: {described(error)}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"--config {name}: must hold flags and their values, such as `learning-rate: 1e-4`")
+    if all(isinstance(values.get(group), dict) for group in GROUPS):
+        learner = learner_with(values["learner"].keys(), name)
+        left_out = {*COMMAND_LINE_ONLY, "log_dir"}  # as for a resumed run
+        values = {field: value for field, value in flat(values).items() if field not in left_out}
+    else:
+        values = {key.replace("-", "_"): value for key, value in values.items()}
+        learner = values.pop("learner", None)
+        if learner is not None and learner not in CONFIGS:
+            raise UserError(f"--config {name}: learner {learner}: must be one of {', '.join(CONFIGS)}")
+    env_ids = values.pop("env_id", [])
+    return Recipe(name, learner, env_ids if isinstance(env_ids, list) else [env_ids], values)
+
+
+def learner_with(fields: Any, name: str) -> str:
+    """The learner whose flags these are; that with the fewest others, if several have them.
+
+    Raises:
+        UserError: There is none.
+    """
+    flags = {learner: vars(config.learner).keys() for learner, config in CONFIGS.items()}
+    fitting = [learner for learner in flags if fields <= flags[learner]]
+    if not fitting:
+        raise UserError(f"--config {name}: is of a learner that this program does not have")
+    return min(fitting, key=lambda learner: len(flags[learner]))
+
+
+def flags_of(recipe: Recipe, learner: str, choices: Mapping[str, Config[Any]]) -> dict[str, list[str]]:
+    """The words of each flag of a recipe, by field of `Config`.
+
+    Raises:
+        UserError: The learner has no such flag.
+    """
+    defaults = choices[learner].flags()
+    flags = {}
+    for field, value in recipe.values.items():
+        where = f"--config {recipe.name}: {field.replace('_', '-')}"
+        if isinstance(value, str) and value.lower() in NOTHING:
+            continue
+        if field in COMMAND_LINE_ONLY:
+            raise UserError(f"{where}: only the command line can say this; leave it out")
+        if field in defaults:
+            flags[field] = words_of(field, value, defaults[field], where)
+        elif field not in DecoupledConfig().flags():
+            raise UserError(f"{where}: {unknown(field, learner)}")
+        elif str(value).lower() != "false":
+            note(f"{where}: this program has no such flag")
+    return flags
+
+
+def words_of(field: str, value: Any, default: Any, where: str) -> list[str]:
+    """A flag as words of a command line."""
+    flag = field.replace("_", "-")
+    if isinstance(default, bool):
+        switch = str(value).lower()
+        require(switch in SWITCHES, where, value, "must be true or false")
+        return [f"--{SWITCHES[switch]}{flag}"]
+    if isinstance(value, dict):
+        value = [f"{name}={part}" for name, part in value.items()]
+    if not isinstance(value, list):
+        return [f"--{flag}={value}"]
+    words = list(map(str, value))
+    if any(word.startswith("--") for word in words):
+        raise UserError(f"{where}: must be values, not flags")
+    return [f"--{flag}", *words]
+
+
+def unknown(field: str, learner: str) -> str:
+    """What is wrong with a name that is no flag of a learner."""
+    takers = [name for name, config in CONFIGS.items() if field in config.flags()]
+    if takers:
+        return f"is a flag of {', '.join(takers)}, not of {learner}"
+    near = difflib.get_close_matches(field, CONFIGS[learner].flags(), n=1)
+    return "is no flag" + "".join(f"; {name.replace('_', '-')} is" for name in near)

@@ -1,0 +1,178 @@
+"""Recipes: those of the package, files of the user's, and which flags hold."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import yaml
+
+import train_torch
+from rl.cli import command_line, parse, read_flags
+from rl.config import CONFIGS, Config, DecoupledConfig
+from rl.errors import UserError
+from rl.recipes import SHIPPED, recipe_for, shipped
+
+DECOUPLED = {"ppo": DecoupledConfig()}
+
+
+def read(flags: str, choices: Any = CONFIGS) -> Config[Any]:
+    return read_flags(flags.split(), choices, "torch_logs")[0]
+
+
+def values(config: Config[Any]) -> dict[str, Any]:
+    """The flags, except that which names the recipe."""
+    return {name: value for name, value in config.flags().items() if name != "config"}
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_recipe_of_the_package_can_work_in_every_program(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read(f"--config {name}").check()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    read(f"--config {name}", DECOUPLED).check()
+    env_ids = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())["env-id"]
+    for env_id in [env_ids] if isinstance(env_ids, str) else env_ids:
+        assert env_id in gym.registry and recipe_for(env_id).name == name
+
+
+def test_the_package_has_recipes_for_classic_control_box2d_and_mujoco() -> None:
+    ids = """CustomEnv-v0 CartPole-v1 Acrobot-v1 MountainCarContinuous-v0 Pendulum-v1 LunarLander-v3 BipedalWalker-v3
+    LunarLanderContinuous-v3 HalfCheetah-v5 Hopper-v5 Walker2d-v5 Ant-v5 Humanoid-v5 Swimmer-v5 Reacher-v5
+    InvertedDoublePendulum-v5"""
+    assert [env_id for env_id in ids.split() if recipe_for(env_id) is None] == []
+    assert recipe_for("MountainCar-v0") is None
+
+
+def test_custom_env_keeps_the_flags_that_were_everybodys_defaults() -> None:
+    before = "--num-envs 64 --num-steps 128 --update-epochs 4 --num-minibatches 4 --learning-rate 3e-3 --gamma 0.95"
+    plain = parse([*before.split(), "--shared-encoder", "--total-timesteps", "1000000"], CONFIGS)
+    assert values(read("")) == values(replace(plain, log_dir=str(Path("logs").absolute())))
+
+
+def test_a_recipe_is_taken_by_itself_and_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    config = read("--env-id CartPole-v1 --learning-rate=1e-4 --shared_encoder --hidden-size 8")
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("note: recipe cartpole: total-timesteps 100000, num-envs 8, ")
+    assert said[0].endswith("; --config none for the plain defaults")
+    assert "learning-rate" not in said[0] and "encoder" not in said[0]  # since what the user gives holds
+    assert said[1:] == ["note: --hidden-size 8 is now --hidden-sizes 8 8"]
+    assert (config.config, config.env.num_envs, config.learner.gae_lambda) == ("cartpole", 8, 0.9)
+    assert (config.learner.learning_rate, config.network.shared_encoder) == (1e-4, True)
+    assert values(config) == values(read("--config cartpole --learning-rate 1e-4 --shared-encoder --hidden-sizes 8 8"))
+    assert capsys.readouterr().err == ""
+
+
+def test_help_shows_the_plain_defaults_and_says_nothing_of_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read("--env-id CartPole-v1 --help")
+    shown = capsys.readouterr()
+    assert "(default: 5e-4)" in shown.out.replace("0.0005", "5e-4") and shown.err == ""
+
+
+@pytest.mark.parametrize("flags", ["--config none", "--env-id Other-v0", "actor-critic", "reinforce"])
+def test_without_a_recipe_the_plain_defaults_hold(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parsed = parse(flags.split(), CONFIGS)
+    assert read(flags) == replace(parsed, log_dir=str(Path("logs").absolute()))
+    assert capsys.readouterr().err == ""
+
+
+def test_the_number_of_minibatches_is_that_of_the_user_whatever_size_a_recipe_gives_them() -> None:
+    Path("my.yaml").write_text("per-rank-batch-size: 32")
+    assert read("--config my.yaml").learner.per_rank_batch_size == 32
+    assert read("--config my.yaml --num-minibatches 2").learner.per_rank_batch_size is None
+
+
+def test_values_of_a_file_are_read_as_those_of_flags() -> None:
+    Path("my.yaml").write_text(
+        "env_id: [Pendulum-v1, Other-v0]\nlearning-rate: 1e-4\nmax-grad-norm: inf\nclip-vloss: true\n"
+        "hidden-sizes: [8, 4]\nenv-kwargs: {g: 9.0}\ntarget-kl: null\ntotal-episodes:\nexp-name: --allow-import\n"
+    )
+    flags = "--env-id Pendulum-v1 --learning-rate 1e-4 --max-grad-norm inf --clip-vloss --env-kwargs g=9.0"
+    flags = f"{flags} --env-kwargs g=9.0 --hidden-sizes 8 4 --exp-name=--allow-import"
+    expected = parse(flags.split(), CONFIGS)
+    assert values(read("--config my.yaml")) == values(replace(expected, log_dir=str(Path("logs").absolute())))
+
+
+def test_a_file_may_name_the_learner() -> None:
+    Path("my.yaml").write_text("learner: reinforce\nbaseline: true")
+    assert read("--config my.yaml") == read("reinforce --config my.yaml")
+    assert read("--config=./my.yaml --no-baseline").learner == CONFIGS["reinforce"].learner
+    with pytest.raises(UserError, match=r"--config my.yaml: is for reinforce, not for ppo; leave one of them out"):
+        read("ppo --config my.yaml")
+    with pytest.raises(UserError, match="reinforce: this program takes only ppo"):
+        read("--config my.yaml", DECOUPLED)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("learning-rat: 1", "--config my.yaml: learning-rat: is no flag; learning-rate is"),
+        ("buffer-size: 1", "--config my.yaml: buffer-size: is a flag of actor-critic, not of ppo"),
+        ("clip-vloss: 1", "--config my.yaml: clip-vloss 1: must be true or false"),
+        ("allow-import: true", "--config my.yaml: allow-import: only the command line can say this; leave it out"),
+        ("hidden-sizes: [8, --allow-import]", "--config my.yaml: hidden-sizes: must be values, not flags"),
+        ("learner: sac", "--config my.yaml: learner sac: must be one of ppo, "),
+        ("gamma 0.9", "--config my.yaml: must hold flags and their values, such as"),
+        ("gamma: [0.9", "--config my.yaml: is not YAML: ParserError: "),
+        ("gamma: \xff", "--config my.yaml: is not YAML: UnicodeDecodeError: "),
+        (None, "--config my.yaml: does not exist; must be a file, none, or one of acrobot, ant, "),
+    ],
+)
+def test_a_file_that_cannot_work_is_answered_in_one_line(
+    content: str | None, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        Path("my.yaml").write_bytes(content.encode("latin-1"))
+    monkeypatch.setattr(sys, "argv", ["train_torch.py", "--config", "my.yaml"])
+    with pytest.raises(SystemExit) as exit_:
+        command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+def test_a_flag_of_the_decoupled_program_alone_is_left_out_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my.yaml").write_text("overlap: true\nplayer-on-gpu: false")
+    assert values(read("--config my.yaml")) == values(read("--config none"))
+    assert capsys.readouterr().err == "note: --config my.yaml: overlap: this program has no such flag\n"
+    decoupled: Any = read("--config my.yaml", DECOUPLED)
+    assert (decoupled.overlap, decoupled.player_on_gpu) == (True, False)
+
+
+SHORT = "--num-envs 2 --num-steps 8 --total-timesteps 32 --hidden-sizes 8 --eval-episodes 1 --execution eager"
+
+
+def test_a_resumed_run_keeps_its_flags_and_its_config_json_gives_them_to_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Config[Any]] = []
+    for flags, main in (
+        (f"--config cartpole --gamma 0.9 {SHORT} --resume auto", train_torch.main),
+        ("--env-id CartPole-v1 --resume auto --total-timesteps 64", seen.append),
+    ):
+        monkeypatch.setattr(sys, "argv", ["train_torch.py", *flags.split()])
+        command_line(main, CONFIGS, train_torch.PROGRAM)
+    assert "recipe" not in capsys.readouterr().err
+    (folder,) = Path("logs/torch_logs").iterdir()
+    assert (seen[0].config, seen[0].learner.gamma, seen[0].learner.gae_lambda) == ("cartpole", 0.9, 0.9)
+    again = read(f"--config {folder}/config.json --total-timesteps 64")
+    assert values(again) == values(seen[0]) | {"resume": None}
+    assert json.loads((folder / "config.json").read_text())["config"] == "cartpole"
+
+
+@pytest.mark.parametrize("learner", CONFIGS)
+def test_config_json_of_any_learner_names_it_by_its_flags(learner: str) -> None:
+    saved = replace(CONFIGS[learner], env=replace(CONFIGS[learner].env, allow_import=True), log_dir="/elsewhere")
+    Path("config.json").write_text(json.dumps(saved.to_dict()))
+    config = read("--config config.json")
+    assert config == replace(CONFIGS[learner], config="config.json", log_dir=str(Path("logs").absolute()))
+
+
+def test_where_there_is_no_run_to_resume_the_recipe_is_taken_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    config = read("--env-id CartPole-v1 --resume auto")
+    assert config.config == "cartpole" and config.keep.resume is None
+    assert len(re.findall("recipe cartpole: ", capsys.readouterr().err)) == 1
