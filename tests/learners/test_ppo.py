@@ -228,7 +228,8 @@ def test_explained_variance_is_its_definition() -> None:
 def test_an_epoch_visits_every_row_once_in_minibatches_of_almost_equal_size(
     num_rows: int, batch_size: int | None
 ) -> None:
-    learner, field = PPOConfig(per_rank_batch_size=batch_size, update_epochs=3).build(), torch.arange(num_rows).float()
+    flags = PPOConfig(num_minibatches=4, per_rank_batch_size=batch_size, update_epochs=3)
+    learner, field = flags.build(), torch.arange(num_rows).float()
     minibatches = list(learner.minibatches(Rows(*[field] * 7), Shuffle(1, 0, 1, shared=False)))
     per_epoch = len(minibatches) // 3
     assert per_epoch == -(-num_rows // (batch_size or -(-num_rows // 4)))
