@@ -23,7 +23,7 @@ from rl.dist.launch import check_variables, end_with_launcher, rank, take_slurm_
 from rl.dist.ranks import choose_threads
 from rl.envs.make import has_gymnasium_form, has_tensor_form
 from rl.errors import USAGE_ERROR, CheckpointError, require
-from rl.recipes import with_recipe
+from rl.recipes import note_recipe, with_recipe
 from rl.reporting import let_rank_0_speak, note, note_end, reported
 from rl.run.checkpoint import Content
 from rl.run.evaluation import check_video
@@ -67,6 +67,8 @@ def command_line(
             check_goes_on(resumed, config)
             if is_complete(resumed, config):
                 return
+        else:
+            note_recipe(config, sys.argv[1:])
         settle_process(config)
         main(config if resumed is not None or asks_for_gymnasium(sys.argv[1:]) else with_tensor_form(config))
 

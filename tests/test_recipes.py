@@ -15,7 +15,7 @@ import train_torch
 from rl.cli import command_line, parse, read_flags
 from rl.config import CONFIGS, Config, DecoupledConfig
 from rl.errors import UserError
-from rl.recipes import SHIPPED, recipe_for, shipped
+from rl.recipes import SHIPPED, note_recipe, recipe_for, shipped
 
 DECOUPLED = {"ppo": DecoupledConfig()}
 
@@ -54,15 +54,19 @@ def test_custom_env_keeps_the_flags_that_were_everybodys_defaults() -> None:
 
 
 def test_a_recipe_is_taken_by_itself_and_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    config = read("--env-id CartPole-v1 --learning-rate=1e-4 --shared_encoder --hidden-size 8")
+    flags = "--env-id CartPole-v1 --learning-rate=1e-4 --shared_encoder --hidden-size 8"
+    config = read(flags)
+    assert capsys.readouterr().err == "note: --hidden-size 8 is now --hidden-sizes 8 8\n"
+    note_recipe(config, flags.split())
     said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith("note: recipe cartpole: total-timesteps 100000, num-envs 8, ")
+    assert len(said) == 1 and said[0].startswith("note: recipe cartpole: total-timesteps 100000, num-envs 8, ")
     assert said[0].endswith("; --config none for the plain defaults")
     assert "learning-rate" not in said[0] and "encoder" not in said[0]  # since what the user gives holds
-    assert said[1:] == ["note: --hidden-size 8 is now --hidden-sizes 8 8"]
     assert (config.config, config.env.num_envs, config.learner.gae_lambda) == ("cartpole", 8, 0.9)
     assert (config.learner.learning_rate, config.network.shared_encoder) == (1e-4, True)
-    assert values(config) == values(read("--config cartpole --learning-rate 1e-4 --shared-encoder --hidden-sizes 8 8"))
+    named = "--config cartpole --learning-rate 1e-4 --shared-encoder --hidden-sizes 8 8"
+    assert values(config) == values(read(named))
+    note_recipe(config, named.split())
     assert capsys.readouterr().err == ""
 
 
@@ -172,7 +176,11 @@ def test_config_json_of_any_learner_names_it_by_its_flags(learner: str) -> None:
     assert config == replace(CONFIGS[learner], config="config.json", log_dir=str(Path("logs").absolute()))
 
 
-def test_where_there_is_no_run_to_resume_the_recipe_is_taken_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    config = read("--env-id CartPole-v1 --resume auto")
-    assert config.config == "cartpole" and config.keep.resume is None
+def test_where_there_is_no_run_to_resume_the_recipe_is_taken_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Config[Any]] = []
+    monkeypatch.setattr(sys, "argv", ["train_torch.py", "--env-id", "CartPole-v1", "--resume", "auto"])
+    command_line(seen.append, CONFIGS, train_torch.PROGRAM)
+    assert seen[0].config == "cartpole" and seen[0].keep.resume is None
     assert len(re.findall("recipe cartpole: ", capsys.readouterr().err)) == 1

@@ -119,6 +119,7 @@ def test_a_run_counts_and_takes_real_steps_and_not_those_in_which_environments_o
     flags = (
         "--env-id CartPole-v1 --num-envs 3 --num-steps 32 --total-timesteps 1920 --eval-episodes 1 --hidden-sizes 8 8"
     )
+    flags += " --update-epochs 4 --num-minibatches 4 --shared-encoder --gamma 0.95" if learner == "ppo" else ""
     with torch.enable_grad():
         train_torch.main(parse([learner, *flags.split(), "--learning-rate", "3e-3"], CONFIGS))
     (folder,) = Path("logs/torch_logs").iterdir()

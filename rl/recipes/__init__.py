@@ -57,13 +57,22 @@ def with_recipe(arguments: list[str], choices: Mapping[str, Config[Any]], *, own
     given, _ = in_new_spelling(rest, choices[name].network.hidden_sizes)
     flags = {field: words for field, words in flags_of(recipe, name, choices).items() if not is_given(field, given)}
     if wanted is None:
-        if said := ", ".join(" ".join(words).removeprefix("--").replace("=", " ", 1) for words in flags.values()):
-            note(f"recipe {recipe.name}: {said}; --config none for the plain defaults")
         flags["config"] = [f"--config={recipe.name}"]
     elif recipe.env_ids and not is_given("env_id", given):
         flags["env_id"] = [f"--env-id={recipe.env_ids[0]}"]
     leading = [] if rest == arguments and recipe.learner is None else [name]
     return [*leading, *(word for words in flags.values() for word in words), *rest]
+
+
+def note_recipe(config: Config[Any], arguments: list[str]) -> None:
+    """Tells the user which flags of a new run come from a recipe that the command line does not name."""
+    if config.config is None or value_of("--config", arguments) is not None:
+        return
+    given, _ = in_new_spelling(arguments, config.network.hidden_sizes)
+    flags = flags_of(find_recipe(config.config), "ppo", {"ppo": config})
+    words = [" ".join(flags[field]).removeprefix("--") for field in flags if not is_given(field, given)]
+    if said := ", ".join(words).replace("=", " "):
+        note(f"recipe {config.config}: {said}; --config none for the plain defaults")
 
 
 def is_given(field: str, arguments: list[str]) -> bool:

@@ -229,7 +229,8 @@ def test_explained_variance_is_its_definition() -> None:
 def test_an_epoch_visits_every_row_once_in_minibatches_of_almost_equal_size(
     num_rows: int, batch_size: int | None
 ) -> None:
-    learner, rows = PPOConfig(per_rank_batch_size=batch_size).build(), Rows(*[torch.arange(num_rows).float()] * 7)
+    flags = PPOConfig(num_minibatches=4, per_rank_batch_size=batch_size)
+    learner, rows = flags.build(), Rows(*[torch.arange(num_rows).float()] * 7)
     shuffle = Shuffle(1, 0, 1, shared=False)
     epochs = []
     for _ in range(3):

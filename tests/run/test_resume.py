@@ -251,7 +251,7 @@ def test_a_stop_after_the_last_update_loses_nothing(
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as exit_:
         patched.setattr(State, "gather", interrupted)
-        train(patched, *FLAGS, *STEPS.split())
+        train(patched, *FLAGS, *STEPS.split(), "--config", "none")
     (last,) = Path.cwd().glob("logs/*/*/last.ckpt")
     said = f"stopped: SIGTERM after update 8; the checkpoint is {last}; to continue: --resume {last.parent}\n"
     assert exit_.value.code == 143 and capsys.readouterr().err == said
@@ -324,7 +324,7 @@ def test_a_disk_that_is_full_at_the_start_is_one_line_and_no_folder(
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as exit_:
         patched.setattr(os, call, full)
-        train(patched, *FLAGS, *STEPS.split())
+        train(patched, *FLAGS, *STEPS.split(), "--config", "none")
     (line,) = capsys.readouterr().err.splitlines()
     assert exit_.value.code == 73 and line.endswith(": cannot be written: No space left on device")
     assert list(Path("logs/torch_logs").iterdir()) == []
