@@ -3,25 +3,21 @@
 import contextlib
 import importlib
 import math
-import multiprocessing
 import re
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import gymnasium as gym
 import torch
-from gymnasium.vector import AutoresetMode
-from gymnasium.wrappers import RecordVideo
 
-from rl.dist.launch import rank
-from rl.envs.failures import AnyVectorEnv, EpisodeError, from_outside, progress, watched
+from rl.dist.launch import local_world_size, num_cores, rank
+from rl.envs.batch import make_batch, make_single
+from rl.envs.failures import EpisodeError, from_outside, progress, watched
 from rl.envs.gym_envs import GymEnvs, Memory
-from rl.envs.seeded import SeededEpisodes, replayable, worker
+from rl.envs.seeded import replayable
 from rl.envs.snapshot import snapshots_suffice
 from rl.envs.spaces import Spaces
 from rl.envs.tensor_envs import TENSOR_ENVS, TensorEnvs
@@ -40,8 +36,11 @@ class EnvConfig:
     num_envs: int = 64
     """Number of environments of each rank."""
     vectorization: Literal["auto", "sync", "async", "native", "tensor"] = "auto"
-    """How a rank steps its environments: one after the other (sync), each in a process (async), by a batched class
+    """How a rank steps its environments: one after the other (sync), in worker processes (async), by a batched class
     of their own (native), or by their form in tensors (tensor); auto takes tensor in long runs, else native or sync."""
+    num_workers: int | None = None
+    """Worker processes of each rank with --vectorization async; by default as many as its share of the cores. More are
+    of use where environments wait for something else than a core."""
     allow_import: bool = False
     """Let --env-id import a module, and so run its code."""
     env_timeout: float = 120.0
@@ -51,10 +50,11 @@ class EnvConfig:
 
     def check(self) -> None:
         """Raises `UserError` for an invalid value."""
-        module = self.env_id.partition(":")[0]
+        module, least = self.env_id.partition(":")[0], "must be at least 1"
         looks = "must look like CartPole-v1, namespace/Name-v0 or module:Name-v0"
         imports = f"imports, and so runs, the module {module}; add --allow-import to permit it"
-        require(self.num_envs >= 1, "--num-envs", self.num_envs, "must be at least 1")
+        require(self.num_envs >= 1, "--num-envs", self.num_envs, least)
+        require(self.num_workers is None or self.num_workers >= 1, "--num-workers", self.num_workers, least)
         require(ENV_ID.fullmatch(self.env_id) is not None, "--env-id", repr(self.env_id), looks)
         require(self.allow_import or ":" not in self.env_id, "--env-id", self.env_id, imports)
         require(0 < self.env_timeout < math.inf, "--env-timeout", self.env_timeout, "must be a finite number above 0")
@@ -109,10 +109,11 @@ def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = 
         native = _is_native(config, env_id)
         # Tried on one made in this process, where an error keeps its cause.
         memory, made_anew = probed(env_id) if training and not native else ("none", False)
-        envs = _make_vector_env(config, env_id, film, native=native)
         if native:
+            envs = gym.make_vec(env_id, num_envs=config.num_envs)
             memory = "snapshot" if training and snapshots_suffice(envs) else "none"
         else:
+            envs = make_batch(env_id, config.num_envs, num_workers=_num_workers(config), film=film)
             envs.set_attr("index", list(range(config.num_envs)))  # type: ignore[attr-defined]
             envs.set_attr("made_anew", made_anew)  # type: ignore[attr-defined]
         if training and memory == "none" and rank() == 0:
@@ -160,7 +161,7 @@ def probed(env_id: str) -> tuple[Memory, bool]:
         UserError: Its spaces are not supported.
         EpisodeError: It fails, or does not do what its spaces say.
     """
-    env = SeededEpisodes(gym.make(env_id))
+    env = make_single(env_id)
     try:
         Spaces.of(env_id, env.observation_space, env.action_space)
         return ("episodes" if replayable(env) else "none"), env.made_anew
@@ -187,31 +188,11 @@ def _is_native(config: EnvConfig, env_id: str) -> bool:
     return bool(spec.vector_entry_point) and (config.vectorization in ("auto", "native") or spec.entry_point is None)
 
 
-def _make_vector_env(config: EnvConfig, env_id: str, film: Path | None, *, native: bool) -> AnyVectorEnv:
-    how: dict[str, Any] = {"vectorization_mode": None} if native else _wrapped(config.vectorization, film)
-    try:
-        return gym.make_vec(env_id, num_envs=config.num_envs, **how)
-    except BaseException:
-        for process in multiprocessing.active_children():  # of an AsyncVectorEnv that is not complete
-            if process.name.startswith("Worker<AsyncVectorEnv>"):
-                process.kill()
-        raise
-
-
-def _wrapped(vectorization: str, film: Path | None) -> dict[str, Any]:
-    """What `gymnasium.make_vec` needs to batch single environments in turn or in processes."""
-    mode = "async" if vectorization == "async" else "sync"
-    # With NEXT_STEP, no step also writes the film of the episode that it ends, which could exceed --env-timeout.
-    kwargs: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP if film else AutoresetMode.SAME_STEP}
-    kwargs |= {"worker": worker} if mode == "async" else {}
-    how: dict[str, Any] = {"vectorization_mode": mode, "vector_kwargs": kwargs, "wrappers": (SeededEpisodes,)}
-    if film is None:
-        return how
-    warnings.filterwarnings("ignore", ".*Overwriting existing videos", UserWarning)  # the folder holds other films
-    recorded = partial(
-        RecordVideo, video_folder=str(film.parent), episode_trigger=lambda n: n == 0, name_prefix=film.stem
-    )
-    return how | {"wrappers": (recorded, SeededEpisodes), "render_mode": "rgb_array"}
+def _num_workers(config: EnvConfig) -> int:
+    """Number of worker processes of this rank."""
+    if config.vectorization != "async":
+        return 0
+    return min(config.num_envs, config.num_workers or max(1, num_cores() // local_world_size()))
 
 
 def _make_tensor_envs(env_id: str, num_envs: int) -> TensorEnvs:
