@@ -1,15 +1,14 @@
 """Steps Gymnasium environments in a few worker processes, several environments in each.
 
-Actions, observations, rewards and ends lie in memory that a rank and its workers share, one record an environment;
-messages only say what to do (a method of `_Group`) and that it is done. Each record also counts the calls of its
-environment's own code: an odd number says that one is running, and so which environment hangs or has died, and a number
-that grows says that its worker makes progress.
+Actions, observations, rewards and ends lie in memory that a rank and its workers share, one record an environment. A
+record also counts the calls of its environment's own code: an odd number says that one is running, and so which
+environment hangs or has died, and a number that grows says that its worker makes progress.
 """
 
 import contextlib
 import ctypes
 import multiprocessing
-import select
+import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,11 +20,11 @@ from gymnasium.vector.utils import CloudpickleWrapper, batch_space
 from numpy.typing import NDArray
 
 from rl.dist.launch import signal_at_parents_death
-from rl.envs.failures import EpisodeError, progress
+from rl.envs.failures import POLL_SECONDS, EpisodeError, progress
 from rl.errors import described
 
 Make = Callable[[], gym.Env[Any, Any]]
-POLL_MILLISECONDS = 250  # between two looks at the progress of workers
+STEP, END = None, "end"  # requests to workers; others name a method of `_Group` and its arguments
 
 
 class Workers(gym.vector.VectorEnv[Any, Any, Any]):
@@ -50,45 +49,46 @@ class Workers(gym.vector.VectorEnv[Any, Any, Any]):
         self.records = _records(memory, record)
         ends = [num_envs * n // num_workers for n in range(num_workers + 1)]
         self.spans = list(map(range, ends, ends[1:]))  # the environments of each worker
-        self.pipes, self.polls, self.processes = [], [], []
+        self.requests: list[_Mailbox] = []
+        self.answers: list[_Mailbox] = []
+        self.processes: list[Any] = []
         try:
             for span in self.spans:
-                pipe, workers_pipe = context.Pipe()
-                arguments = CloudpickleWrapper(make), memory, record, span, workers_pipe
+                self.requests.append(_Mailbox(context))
+                self.answers.append(_Mailbox(context))
+                arguments = CloudpickleWrapper(make), memory, record, span, self.requests[-1], self.answers[-1]
                 self.processes.append(context.Process(target=_work, args=arguments, daemon=True))
                 self.processes[-1].start()
-                workers_pipe.close()  # so that the worker's death closes the last one
-                self.pipes.append(pipe)
-                self.polls.append(select.poll())
-                self.polls[-1].register(pipe, select.POLLIN)
-            self._ask("make", [(self.single_observation_space, self.single_action_space)] * num_workers)
+                self.answers[-1].writer.close()  # so that the worker's death closes the last one
+            self._ask([("make", self.single_observation_space, self.single_action_space)] * num_workers)
         except BaseException:
             self.kill()
             raise
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode everywhere; `seed` holds one for each environment, or is None."""
-        self._ask("reset", [(None if seed is None else seed[span.start : span.stop], options) for span in self.spans])
+        seeds = seed or [None] * self.num_envs
+        self._ask([("reset", seeds[span.start : span.stop], options) for span in self.spans])
         return self.records["obs"], {}
 
     def step(self, actions: NDArray[Any]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Steps all environments; the arrays that it returns are those that the next step writes into."""
         records = self.records
         records["action"] = actions
-        self._ask("step", [()] * len(self.pipes))
-        ended = (records["terminated"] | records["truncated"]).any()
-        info = {"final_obs": records["final_obs"]} if ended else {}
-        return records["obs"], records["reward"], records["terminated"], records["truncated"], info
+        self._ask([STEP] * len(self.spans))
+        terminated, truncated = records["terminated"], records["truncated"]
+        info = {"final_obs": records["final_obs"]} if (terminated | truncated).any() else {}
+        return records["obs"], records["reward"], terminated, truncated, info
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """What a method of each environment returns, or an attribute's value."""
-        answers = self._ask("call", [(name, args, kwargs)] * len(self.pipes))
+        answers = self._ask([("call", name, args, kwargs)] * len(self.spans))
         return tuple(result for answer in answers for result in answer)
 
     def set_attr(self, name: str, values: Any) -> None:
         """Sets an attribute of each environment: to a value of its own from a list, else to the same."""
         each = values if isinstance(values, list) else [values] * self.num_envs
-        self._ask("set_attr", [(name, each[span.start : span.stop]) for span in self.spans])
+        self._ask([("set_attr", name, each[span.start : span.stop]) for span in self.spans])
 
     def running(self, worker: int | None = None) -> list[int]:
         """The environments of a worker, or of all, whose own code is running."""
@@ -96,13 +96,11 @@ class Workers(gym.vector.VectorEnv[Any, Any, Any]):
         return running if worker is None else [n for n in running if n in self.spans[worker]]
 
     def close_extras(self, **kwargs: Any) -> None:
-        for pipe in self.pipes:
-            with contextlib.suppress(OSError):
-                pipe.send(None)
+        for requests, answers in zip(self.requests, self.answers, strict=True):
+            requests.send(END)
+            answers.reader.close()  # which ends a worker whose answer nobody has waited for
         for process in self.processes:
             process.join()
-        for pipe in self.pipes:
-            pipe.close()
 
     def kill(self) -> None:
         """Kills the workers, whatever they do."""
@@ -113,23 +111,56 @@ class Workers(gym.vector.VectorEnv[Any, Any, Any]):
             process.join()
         self.closed = True
 
-    def _ask(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
-        """What a method of each worker's group returns, after all have returned."""
-        for pipe, each in zip(self.pipes, arguments, strict=True):
-            pipe.send((method, each))
-        return list(map(self._answer, self.pipes, self.polls))
+    def _ask(self, requests: list[Any]) -> list[Any]:
+        """The answers of all workers to a request for each.
 
-    def _answer(self, pipe: Any, poll: select.poll) -> Any:
-        seen = None
-        while not poll.poll(POLL_MILLISECONDS):
-            num_calls = self.records["num_calls"].tobytes()
-            if num_calls != seen:
+        Raises:
+            EpisodeError: An environment has failed.
+            EOFError: A worker has died.
+        """
+        for mailbox, request in zip(self.requests, requests, strict=True):
+            mailbox.send(request)
+        answers = []
+        for mailbox, process in zip(self.answers, self.processes, strict=True):
+            answers.append(mailbox.receive(self._watch(process).__next__))
+            if isinstance(answers[-1], EpisodeError):
+                raise answers[-1]
+        return answers
+
+    def _watch(self, process: Any) -> Iterator[None]:
+        """Looks, at each `next`, whether workers make progress, and whether this one lives."""
+        num_calls = b""
+        while True:
+            if num_calls != (num_calls := self.records["num_calls"].tobytes()):
                 progress()
-            seen = num_calls
-        answer = pipe.recv()
-        if isinstance(answer, EpisodeError):
-            raise answer
-        return answer
+            if not process.is_alive():
+                raise EOFError
+            yield
+
+
+class _Mailbox:
+    """Carries messages from one process to another.
+
+    A pipe alone would take three times as long, also because the kernel expects a process that writes into one to wait
+    next, and wakes the reader on the same core. So a semaphore wakes the reader, and no message but None is quick.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self.reader, self.writer = context.Pipe(duplex=False)
+        self.posted = context.Semaphore(0)
+        self.filled = context.RawValue(ctypes.c_bool, False)  # whether the message is in the pipe
+
+    def send(self, message: Any) -> None:
+        self.filled.value = message is not None
+        self.posted.release()  # first, since a message larger than the pipe waits for its reader
+        if message is not None:
+            self.writer.send(message)
+
+    def receive(self, meanwhile: Callable[[], object]) -> Any:
+        """Waits for the next message; calls `meanwhile` now and then."""
+        while not self.posted.acquire(timeout=POLL_SECONDS):
+            meanwhile()
+        return self.reader.recv() if self.filled.value else None
 
 
 def _record(observation_space: Any, action_space: Any) -> np.dtype[Any]:
@@ -145,15 +176,21 @@ def _records(memory: Any, record: np.dtype[Any]) -> NDArray[Any]:
     return np.frombuffer(memory, record)
 
 
-def _work(make: Make, memory: Any, record: np.dtype[Any], span: range, pipe: Any) -> None:
+def _work(make: Make, memory: Any, record: np.dtype[Any], span: range, requests: _Mailbox, answers: _Mailbox) -> None:
     """A worker process: answers its rank, ignores the signals to it, and ends when it does."""
     signal_at_parents_death(signal.SIGKILL)
     for asked in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(asked, signal.SIG_IGN)
+    rank = os.getppid()
+
+    def end_with_rank() -> None:
+        if os.getppid() != rank:
+            raise EOFError
+
     group = _Group(make, _records(memory, record)[span.start : span.stop], span.start)
     with contextlib.suppress(EOFError, OSError):  # the rank has ended
-        while (request := pipe.recv()) is not None:
-            pipe.send(group.answer(*request))
+        while (request := requests.receive(end_with_rank)) != END:
+            answers.send(group.answer(*(request or ("step",))))
     group.close()
 
 
@@ -167,10 +204,10 @@ class _Group:
         self.n = 0  # whose code has run last
         self.envs: list[Any] = []
 
-    def answer(self, method: str, arguments: tuple[Any, ...]) -> Any:
+    def answer(self, method: str, *args: Any) -> Any:
         """What a method returns, or the error that it raises."""
         try:
-            return getattr(self, method)(*arguments)
+            return getattr(self, method)(*args)
         except EpisodeError as error:
             return error
         except BaseException as error:
@@ -180,11 +217,11 @@ class _Group:
     def each(self) -> Iterator[int]:
         """The environments in turn, while calls of their code are counted."""
         num_calls = self.records["num_calls"]
-        for n in range(len(self.records)):
+        for n, count in enumerate(num_calls.tolist()):
             self.n = n
-            num_calls[n] += 1
+            num_calls[n] = count + 1
             yield n
-            num_calls[n] += 1
+            num_calls[n] = count + 2
 
     def make(self, *spaces: Any) -> None:
         for _ in self.each():
@@ -193,21 +230,20 @@ class _Group:
                 raise ValueError(f"its spaces are {env.observation_space} and {env.action_space}, not {spaces}")
             self.envs.append(env)
 
-    def reset(self, seeds: list[int] | None, options: Any) -> None:
+    def reset(self, seeds: list[int | None], options: Any) -> None:
         for n in self.each():
-            seed = None if seeds is None else seeds[n]
-            self.records["obs"][n] = self.envs[n].reset(seed=seed, options=options)[0]
+            self.records["obs"][n] = self.envs[n].reset(seed=seeds[n], options=options)[0]
 
     def step(self) -> None:
-        action = self.records["action"].copy()  # which an environment may keep
-        names = "obs", "reward", "terminated", "truncated"
-        all_obs, reward, terminated, truncated = (self.records[name] for name in names)
+        actions = self.records["action"].copy()  # which environments may keep
+        names = ("obs", "reward", "terminated", "truncated")
+        all_obs, rewards, all_terminated, all_truncated = (self.records[name] for name in names)
         for n in self.each():
-            obs, reward[n], terminated[n], truncated[n], _ = self.envs[n].step(action[n])
-            if terminated[n] or truncated[n]:
+            obs, rewards[n], terminated, truncated, _ = self.envs[n].step(actions[n])
+            if terminated or truncated:
                 self.records["final_obs"][n] = obs
                 obs = self.envs[n].reset()[0]
-            all_obs[n] = obs
+            all_obs[n], all_terminated[n], all_truncated[n] = obs, terminated, truncated
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         results = []
