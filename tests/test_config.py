@@ -23,7 +23,7 @@ FLAGS = [
     "clip_vloss", "cuda", "ent_coef", "env_id", "env_timeout", "eval_episodes", "execution",
     "exp_name", "fp8", "gae_lambda", "gamma", "hidden_sizes", "keep_best", "keep_checkpoints",
     "learning_rate", "log_dir", "max_eval_steps", "max_grad_norm", "max_replay_steps", "normalize_advantages",
-    "num_envs", "num_minibatches", "num_steps",
+    "num_envs", "num_minibatches", "num_steps", "num_workers",
     "ortho_init", "per_rank_batch_size", "precision", "rank_timeout", "report_episodes", "resume",
     "seed", "share_data", "shared_encoder", "target_kl", "torch_deterministic", "total_episodes", "total_timesteps",
     "update_epochs", "vectorization", "vf_coef",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rl.dist.launch import rank
 from rl.envs.failures import QUIET, AnyVectorEnv, EpisodeError, from_outside, trouble_of, watched
-from rl.envs.workers import Workers
+from rl.envs.workers import DeadWorkerError, Workers
 from rl.errors import OneEnvError, described, one_line
 from rl.seeding import episode_seed
 
@@ -76,12 +76,14 @@ class Guard:
         try:
             with self.watched:
                 return function()
+        except DeadWorkerError as error:
+            raise self.error(f"{error}{self.position.of(error.environment)}") from error
         except EpisodeError as error:
             raise self.error(str(error)) from error
         except BaseException as error:
             if from_outside(error):
                 raise
-            raise self._raised(error) from error
+            raise self.error(f"the environments raised {described(error)}{self.position.of_batch()}") from error
 
     def check_types(self, result: Any) -> None:
         """Raises `OneEnvError` unless a batched class returned a valid step; `SeededEpisodes` check their own."""
@@ -130,12 +132,6 @@ class Guard:
     def _described(self, what: str) -> OneEnvError:
         return OneEnvError(f"--env-id {self.env_id}: {what} ({self.position})")
 
-    def _raised(self, error: BaseException) -> OneEnvError:
-        if not (self.workers and isinstance(error, EOFError | BrokenPipeError | ConnectionResetError)):
-            return self.error(f"the environments raised {described(error)}{self.position.of_batch()}")
-        n, how = how_ended(self.workers)
-        return self.error(f"the process of environment {n} {how}{self.position.of(n)}")
-
     def _hung(self) -> str:
         how = f"has not answered for --env-timeout {self.timeout_seconds:g} s"
         if self.workers:
@@ -147,15 +143,3 @@ class Guard:
     def _kill(self) -> None:
         if self.workers:
             self.workers.kill()
-
-
-def how_ended(workers: Workers) -> tuple[int, str]:
-    """The environment that ran, or would have run next, in the first process that has ended, and how it did."""
-    for process in workers.processes:
-        process.join(0.5)
-    codes = [(n, process.exitcode) for n, process in enumerate(workers.processes) if not process.is_alive()]
-    worker, code = codes[0] if codes else (0, None)
-    n = next(iter(workers.running(worker)), workers.spans[worker].start)
-    if code is None:
-        return n, "or of another does not answer"
-    return n, f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended with code {code}"

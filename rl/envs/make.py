@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import math
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +13,17 @@ import gymnasium as gym
 import torch
 
 from rl.dist.launch import local_world_size, num_cores, rank
-from rl.envs.batch import make_batch, make_single
-from rl.envs.failures import EpisodeError, from_outside, progress, watched
+from rl.envs.batch import can_make_single, make_batch, make_single
+from rl.envs.failures import AnyVectorEnv, EpisodeError, from_outside, progress, watched
 from rl.envs.gym_envs import GymEnvs, Memory
+from rl.envs.pool import Pool
 from rl.envs.seeded import replayable
 from rl.envs.snapshot import snapshots_suffice
 from rl.envs.spaces import Spaces
 from rl.envs.tensor_envs import TENSOR_ENVS, TensorEnvs
 from rl.envs.types import Envs
 from rl.errors import EnvError, UserError, described, require
+from rl.reporting import note
 
 ENV_ID = re.compile(r"([A-Za-z_][\w.]*:)?([A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 
@@ -35,12 +36,13 @@ class EnvConfig:
     """Gymnasium's id of the environment; module:id imports the module that registers it first."""
     num_envs: int = 64
     """Number of environments of each rank."""
-    vectorization: Literal["auto", "sync", "async", "native", "tensor"] = "auto"
+    vectorization: Literal["auto", "sync", "async", "native", "envpool", "tensor"] = "auto"
     """How a rank steps its environments: one after the other (sync), in worker processes (async), by a batched class
-    of their own (native), or by their form in tensors (tensor); auto takes tensor in long runs, else native or sync."""
+    of their own (native), by EnvPool's version of them (envpool), or by their form in tensors (tensor); auto takes
+    tensor in long runs, else native or sync."""
     num_workers: int | None = None
-    """Worker processes of each rank with --vectorization async; by default as many as its share of the cores. More are
-    of use where environments wait for something else than a core."""
+    """Worker processes of each rank with --vectorization async, or EnvPool's threads; by default as many as its share
+    of the cores. More are of use where environments wait for something else than a core."""
     allow_import: bool = False
     """Let --env-id import a module, and so run its code."""
     env_timeout: float = 120.0
@@ -61,8 +63,10 @@ class EnvConfig:
         require(self.max_replay_steps >= 0, "--max-replay-steps", self.max_replay_steps, "must be at least 0")
 
     def for_evaluation(self, num_envs: int) -> "EnvConfig":
-        """The same environments for whole episodes: in tensors if these are, else one after the other."""
-        return replace(self, num_envs=num_envs, vectorization="tensor" if self.vectorization == "tensor" else "sync")
+        """The same environments for whole episodes: in tensors if these are, else one after the other if possible."""
+        only_in_pool = self.vectorization == "envpool" and not can_make_single(self.env_id.rpartition(":")[2])
+        keeps = self.vectorization == "tensor" or only_in_pool
+        return replace(self, num_envs=num_envs, vectorization=self.vectorization if keeps else "sync")
 
 
 @contextlib.contextmanager
@@ -106,27 +110,12 @@ def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = 
         env_id = _imported(config)
         if config.vectorization == "tensor":
             return _make_tensor_envs(env_id, config.num_envs)
-        native = _is_native(config, env_id)
-        # Tried on one made in this process, where an error keeps its cause.
-        memory, made_anew = probed(env_id) if training and not native else ("none", False)
-        if native:
-            envs = gym.make_vec(env_id, num_envs=config.num_envs)
-            memory = "snapshot" if training and snapshots_suffice(envs) else "none"
-        else:
-            envs = make_batch(env_id, config.num_envs, num_workers=_num_workers(config), film=film)
-            envs.set_attr("index", list(range(config.num_envs)))  # type: ignore[attr-defined]
-            envs.set_attr("made_anew", made_anew)  # type: ignore[attr-defined]
-        if training and memory == "none" and rank() == 0:
-            print(
-                f"note: --env-id {config.env_id}: is not deterministic given seed and actions: a resumed run starts new"
-                " episodes and is not bit-exact",
-                file=sys.stderr,
-            )
+        envs, memory, seeded = _batched(config, env_id, film, training=training)
         try:
             return GymEnvs(
                 envs,
                 config.env_id,
-                seeded=not native,
+                seeded=seeded,
                 memory=memory,
                 timeout_seconds=config.env_timeout,
                 max_replay_steps=config.max_replay_steps,
@@ -135,6 +124,29 @@ def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = 
         except UserError:
             envs.close()
             raise
+
+
+def _batched(config: EnvConfig, env_id: str, film: Path | None, *, training: bool) -> tuple[AnyVectorEnv, Memory, bool]:
+    """A batch of environments, how they come back after a resume, and whether each is a `SeededEpisodes`."""
+    why = "is not deterministic given seed and actions"
+    envs: AnyVectorEnv
+    memory: Memory
+    if config.vectorization == "envpool":
+        envs = Pool(env_id, config.num_envs, _num_workers(config))
+        memory, seeded, why = "none", False, "EnvPool does not give the state of its environments"
+    elif _is_native(config, env_id):
+        envs = gym.make_vec(env_id, num_envs=config.num_envs)
+        memory, seeded = "snapshot" if training and snapshots_suffice(envs) else "none", False
+    else:
+        # Tried on one made in this process, where an error keeps its cause.
+        memory, made_anew = probed(env_id) if training else ("none", False)
+        num_workers = _num_workers(config) if config.vectorization == "async" else 0
+        envs, seeded = make_batch(env_id, config.num_envs, num_workers=num_workers, film=film), True
+        envs.set_attr("index", list(range(config.num_envs)))  # type: ignore[attr-defined]
+        envs.set_attr("made_anew", made_anew)  # type: ignore[attr-defined]
+    if training and memory == "none":
+        note(f"--env-id {config.env_id}: {why}: a resumed run starts new episodes and is not bit-exact")
+    return envs, memory, seeded
 
 
 def has_tensor_form(config: EnvConfig) -> bool:
@@ -189,9 +201,7 @@ def _is_native(config: EnvConfig, env_id: str) -> bool:
 
 
 def _num_workers(config: EnvConfig) -> int:
-    """Number of worker processes of this rank."""
-    if config.vectorization != "async":
-        return 0
+    """Number of processes or threads of this rank that step environments."""
     return min(config.num_envs, config.num_workers or max(1, num_cores() // local_world_size()))
 
 

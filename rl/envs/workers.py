@@ -27,6 +27,14 @@ Make = Callable[[], gym.Env[Any, Any]]
 STEP, END = None, "end"  # requests to workers; others name a method of `_Group` and its arguments
 
 
+class DeadWorkerError(EpisodeError):
+    """A worker has died; names the environment that it ran, or else its first."""
+
+    def __init__(self, environment: int, how: str) -> None:
+        super().__init__(f"the process of environment {environment} {how}")
+        self.environment = environment
+
+
 class Workers(gym.vector.VectorEnv[Any, Any, Any]):
     """Environments in worker processes that reset ended episodes in the same step; of infos they keep `final_obs`."""
 
@@ -90,10 +98,10 @@ class Workers(gym.vector.VectorEnv[Any, Any, Any]):
         each = values if isinstance(values, list) else [values] * self.num_envs
         self._ask([("set_attr", name, each[span.start : span.stop]) for span in self.spans])
 
-    def running(self, worker: int | None = None) -> list[int]:
-        """The environments of a worker, or of all, whose own code is running."""
-        running = np.flatnonzero(self.records["num_calls"] % 2).tolist()
-        return running if worker is None else [n for n in running if n in self.spans[worker]]
+    def running(self) -> list[int]:
+        """The environments whose own code is running."""
+        running: list[int] = np.flatnonzero(self.records["num_calls"] % 2).tolist()
+        return running
 
     def close_extras(self, **kwargs: Any) -> None:
         for requests, answers in zip(self.requests, self.answers, strict=True):
@@ -115,17 +123,30 @@ class Workers(gym.vector.VectorEnv[Any, Any, Any]):
         """The answers of all workers to a request for each.
 
         Raises:
-            EpisodeError: An environment has failed.
-            EOFError: A worker has died.
+            EpisodeError: An environment has failed, or a worker has died.
         """
-        for mailbox, request in zip(self.requests, requests, strict=True):
-            mailbox.send(request)
-        answers = []
-        for mailbox, process in zip(self.answers, self.processes, strict=True):
-            answers.append(mailbox.receive(self._watch(process).__next__))
-            if isinstance(answers[-1], EpisodeError):
-                raise answers[-1]
-        return answers
+        try:
+            for mailbox, request in zip(self.requests, requests, strict=True):
+                mailbox.send(request)
+            answers = []
+            for mailbox, process in zip(self.answers, self.processes, strict=True):
+                answers.append(mailbox.receive(self._watch(process).__next__))
+                if isinstance(answers[-1], EpisodeError):
+                    raise answers[-1]
+            return answers
+        except (EOFError, OSError) as error:
+            raise self._death() from error
+
+    def _death(self) -> "DeadWorkerError":
+        for process in self.processes:
+            process.join(0.5)
+        ended = [n for n, process in enumerate(self.processes) if not process.is_alive()] or [0]
+        code, span = self.processes[ended[0]].exitcode, self.spans[ended[0]]
+        environment = next((n for n in self.running() if n in span), span.start)
+        if code is None:
+            return DeadWorkerError(environment, "or of another does not answer")
+        killed = f"was killed by signal {-code} (out of memory?)"
+        return DeadWorkerError(environment, killed if code < 0 else f"ended with code {code}")
 
     def _watch(self, process: Any) -> Iterator[None]:
         """Looks, at each `next`, whether workers make progress, and whether this one lives."""

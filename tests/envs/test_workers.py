@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 
+from rl.envs.batch import _warn
 from rl.envs.make import EnvConfig, make_envs
 from rl.envs.seeded import SeededEpisodes
 from rl.envs.workers import Workers
@@ -181,3 +182,21 @@ def lives(pid: int) -> bool:
 def test_environments_with_other_spaces_than_the_first_are_refused() -> None:
     with pytest.raises(EnvError, match=r"environment 1 cannot be made: ValueError: its spaces are .*Discrete\(3\)"):
         make_envs(config_of("Growing-v0", 1))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_mujoco_gives_each_warning_once_and_leaves_no_file(num_workers: int) -> None:
+    mujoco = pytest.importorskip("mujoco", reason="MuJoCo is not installed")
+
+    def body() -> None:
+        mujoco.set_mju_user_warning(None)
+        _warn.cache_clear()
+        config = config_of("HalfCheetah-v5", num_workers)
+        for which in (config, config.for_evaluation(2)):
+            with closing(make_envs(which, training=which is config)) as envs:
+                envs.reset(seed=1)
+
+    code, said = forked(body)
+    (line,) = said.splitlines()
+    assert code == 0 and line.startswith("note: MuJoCo: compiler attribute 'settotalmass' is deprecated")
+    assert not list(Path().glob("MUJOCO_LOG*"))

@@ -67,6 +67,9 @@ VARIANTS = {
     "processes": f"{STEPS} --env-id Acrobot-v1 --vectorization async",
     "Box2D": f"{STEPS} --env-id LunarLander-v3",
     "Box2D that has to be made anew": f"{STEPS} --env-id BipedalWalker-v3",
+    "MuJoCo": f"{STEPS} --env-id Hopper-v5",
+    "MuJoCo in processes": f"{STEPS} --env-id Ant-v5 --vectorization async --num-workers 2",
+    "MuJoCo with many joints": f"{STEPS} --env-id Humanoid-v5",
     "continuous tensors": f"{STEPS} --env-id Pendulum-v1 --vectorization tensor",
     "fp16": f"{STEPS} --precision 16-mixed",
     "bf16": f"{STEPS} --precision bf16-true",
@@ -79,6 +82,8 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_resumed_run_ends_with_the_same_bits_and_the_same_log(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if variant.startswith("MuJoCo"):
+        pytest.importorskip("mujoco", reason="MuJoCo is not installed")
     folder = whole_run(monkeypatch, *VARIANTS[variant].split())
     expected, expected_log = final_state(folder), log_of(folder)
     for update in (1, NUM_UPDATES // 2):
