@@ -54,7 +54,7 @@ class Workers(gym.vector.VectorEnv[Any, Any, Any]):
         context = multiprocessing.get_context()
         record = _record(self.single_observation_space, self.single_action_space)
         memory = context.RawArray(ctypes.c_byte, num_envs * record.itemsize)
-        self.records = _records(memory, record)
+        self.shared = _columns(memory, record, range(num_envs))
         ends = [num_envs * n // num_workers for n in range(num_workers + 1)]
         self.spans = list(map(range, ends, ends[1:]))  # the environments of each worker
         self.requests: list[_Mailbox] = []
@@ -77,16 +77,16 @@ class Workers(gym.vector.VectorEnv[Any, Any, Any]):
         """Starts an episode everywhere; `seed` holds one for each environment, or is None."""
         seeds = seed or [None] * self.num_envs
         self._ask([("reset", seeds[span.start : span.stop], options) for span in self.spans])
-        return self.records["obs"], {}
+        return self.shared["obs"], {}
 
     def step(self, actions: NDArray[Any]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Steps all environments; the arrays that it returns are those that the next step writes into."""
-        records = self.records
-        records["action"] = actions
+        shared = self.shared
+        shared["action"][:] = actions
         self._ask([STEP] * len(self.spans))
-        terminated, truncated = records["terminated"], records["truncated"]
-        info = {"final_obs": records["final_obs"]} if (terminated | truncated).any() else {}
-        return records["obs"], records["reward"], terminated, truncated, info
+        terminated, truncated = shared["terminated"], shared["truncated"]
+        info = {"final_obs": shared["final_obs"]} if (terminated | truncated).any() else {}
+        return shared["obs"], shared["reward"], terminated, truncated, info
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """What a method of each environment returns, or an attribute's value."""
@@ -100,7 +100,7 @@ class Workers(gym.vector.VectorEnv[Any, Any, Any]):
 
     def running(self) -> list[int]:
         """The environments whose own code is running."""
-        running: list[int] = np.flatnonzero(self.records["num_calls"] % 2).tolist()
+        running: list[int] = np.flatnonzero(self.shared["num_calls"] % 2).tolist()
         return running
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -152,7 +152,7 @@ class Workers(gym.vector.VectorEnv[Any, Any, Any]):
         """Looks, at each `next`, whether workers make progress, and whether this one lives."""
         num_calls = b""
         while True:
-            if num_calls != (num_calls := self.records["num_calls"].tobytes()):
+            if num_calls != (num_calls := self.shared["num_calls"].tobytes()):
                 progress()
             if not process.is_alive():
                 raise EOFError
@@ -193,8 +193,10 @@ def _record(observation_space: Any, action_space: Any) -> np.dtype[Any]:
     return np.dtype([(name, *field) for name, field in fields.items()], align=True)
 
 
-def _records(memory: Any, record: np.dtype[Any]) -> NDArray[Any]:
-    return np.frombuffer(memory, record)
+def _columns(memory: Any, record: np.dtype[Any], span: range) -> dict[str, NDArray[Any]]:
+    """The fields of the records of some environments, as arrays."""
+    records: NDArray[Any] = np.frombuffer(memory, record)[span.start : span.stop]
+    return {name: records[name] for name in record.names or ()}
 
 
 def _work(make: Make, memory: Any, record: np.dtype[Any], span: range, requests: _Mailbox, answers: _Mailbox) -> None:
@@ -208,7 +210,7 @@ def _work(make: Make, memory: Any, record: np.dtype[Any], span: range, requests:
         if os.getppid() != rank:
             raise EOFError
 
-    group = _Group(make, _records(memory, record)[span.start : span.stop], span.start)
+    group = _Group(make, _columns(memory, record, span), span.start)
     with contextlib.suppress(EOFError, OSError):  # the rank has ended
         while (request := requests.receive(end_with_rank)) != END:
             answers.send(group.answer(*(request or ("step",))))
@@ -218,9 +220,9 @@ def _work(make: Make, memory: Any, record: np.dtype[Any], span: range, requests:
 class _Group:
     """The environments of a worker."""
 
-    def __init__(self, make_env: Make, records: NDArray[Any], first: int) -> None:
+    def __init__(self, make_env: Make, shared: dict[str, NDArray[Any]], first: int) -> None:
         self.make_env = make_env
-        self.records = records
+        self.shared = shared
         self.first = first  # environment of the rank
         self.n = 0  # whose code has run last
         self.envs: list[Any] = []
@@ -237,7 +239,7 @@ class _Group:
 
     def each(self) -> Iterator[int]:
         """The environments in turn, while calls of their code are counted."""
-        num_calls = self.records["num_calls"]
+        num_calls = self.shared["num_calls"]
         for n, count in enumerate(num_calls.tolist()):
             self.n = n
             num_calls[n] = count + 1
@@ -253,16 +255,17 @@ class _Group:
 
     def reset(self, seeds: list[int | None], options: Any) -> None:
         for n in self.each():
-            self.records["obs"][n] = self.envs[n].reset(seed=seeds[n], options=options)[0]
+            self.shared["obs"][n] = self.envs[n].reset(seed=seeds[n], options=options)[0]
 
     def step(self) -> None:
-        actions = self.records["action"].copy()  # which environments may keep
-        names = ("obs", "reward", "terminated", "truncated")
-        all_obs, rewards, all_terminated, all_truncated = (self.records[name] for name in names)
+        shared = self.shared
+        actions = shared["action"].copy()  # which environments may keep
+        all_obs, reward = shared["obs"], shared["reward"]
+        all_terminated, all_truncated = shared["terminated"], shared["truncated"]
         for n in self.each():
-            obs, rewards[n], terminated, truncated, _ = self.envs[n].step(actions[n])
+            obs, reward[n], terminated, truncated, _ = self.envs[n].step(actions[n])
             if terminated or truncated:
-                self.records["final_obs"][n] = obs
+                shared["final_obs"][n] = obs
                 obs = self.envs[n].reset()[0]
             all_obs[n], all_terminated[n], all_truncated[n] = obs, terminated, truncated
 
