@@ -130,7 +130,7 @@ BAD_INPUT = [
     ("--env-id TextObs-v0", "--env-id TextObs-v0: its observation space is Text.*supported is a Box"),
     ("--env-id MultiBinaryAction-v0", "--env-id MultiBinaryAction-v0: its action space is MultiBinary.*supported are"),
     ("--env-id ALE/Pong-v5", "--env-id ALE/Pong-v5: Namespace ALE not found"),
-    ("--env-id Ant-v5", "--env-id Ant-v5: .*pip install"),
+    ("--env-id Ant-v3", "--env-id Ant-v3: .*have been moved to the gymnasium-robotics project"),
     ("--env-id Blackjack-v1 --vectorization tensor", "Blackjack-v1: not written in tensors, .*; available are Acrobot"),
     ("--env-timeout 0", "--env-timeout 0.0: must be a finite number above 0"),
     ("--rank-timeout 0", "--rank-timeout 0.0: must be finite, at least 1"),
