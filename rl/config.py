@@ -261,7 +261,9 @@ class DecoupledConfig(Config[PPOConfig]):
         if self.total_episodes is not None:
             raise UserError("--total-episodes: this program counts steps; use --total-timesteps instead")
         if self.learner.recompute_advantages:
-            raise UserError("--recompute-advantages: trainers have no whole rollouts; leave the flag out")
+            note(
+                "--recompute-advantages: trainers have no whole rollouts, so all epochs learn from the first estimates"
+            )
         super().check()
         num_rows = super().rows_per_rank()
         right = f"× --num-envs {self.env.num_envs} = {num_rows} rows; each of {self.num_trainers()} trainers needs one"

@@ -211,7 +211,7 @@ MUTANTS = (
     ),
     Mutant(
         "a terminal's interrupt ends the environments' processes",
-        "rl/envs/seeded.py",
+        "rl/envs/workers.py",
         "signal.signal(asked, signal.SIG_IGN)",
         "pass",
         "tests/programs/test_faults.py -k ends_the_update",

@@ -54,6 +54,11 @@ def _number(name: str, default: int) -> int:
     return int(value) if value.isdecimal() else default  # `check_variables` has refused the rest
 
 
+def num_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def on_first_machine() -> bool:
     """Whether this is the machine of rank 0."""
     return rank() == local_rank()

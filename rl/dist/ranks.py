@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rl import tree
-from rl.dist.launch import local_world_size, rank
+from rl.dist.launch import local_world_size, num_cores, rank
 
 Rows = TypeVar("Rows")  # a tree of tensors [B, ...]
 
@@ -25,7 +25,7 @@ def choose_threads() -> None:
 
     A run whose ranks all use all cores can be five times slower.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     if local_world_size() > cores and rank() == 0:
         print(f"note: {local_world_size()} ranks of this machine share {cores} cores", file=sys.stderr)
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // local_world_size())))

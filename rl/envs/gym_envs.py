@@ -4,7 +4,7 @@
 are reset. With SAME_STEP, the step that ends an episode already returns the first observation of the next one, and the
 last one in `info["final_obs"]`. With NEXT_STEP, the step after the end ignores its action and resets; it gets weight 0.
 
-What goes wrong is `failures.py`'s. After a resume, environments come back in one of three ways (`Memory`): a single
+What goes wrong is `guard.py`'s. After a resume, environments come back in one of three ways (`Memory`): a single
 environment replays its episodes from seed and actions (`seeded.py`, `history.py`), a batched class gets its attributes
 back (`snapshot.py`), and what is not deterministic starts new episodes.
 """
@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rl.envs.failures import QUIET, AnyVectorEnv, Guard, Position
+from rl.envs.failures import QUIET, AnyVectorEnv
+from rl.envs.guard import Guard, Position
 from rl.envs.history import History
 from rl.envs.seeded import seed_of
 from rl.envs.snapshot import restore, snapshot
@@ -83,7 +84,7 @@ class GymEnvs:
         position.environment[:] = [environment_seed(seed, first_env + i) for i in range(self.num_envs)]
         position.episode[:], position.num_steps = 0, 0
         # Only Gymnasium's own batches promise to take one seed each; any other class gets a single one for all.
-        one_each = self.seeded or isinstance(self.envs, SyncVectorEnv | AsyncVectorEnv)
+        one_each = self.seeded or isinstance(self.envs, SyncVectorEnv)
         seeds = self._episode_seeds() if self.seeded else position.environment.tolist()
         return self._aligned(self._reset(seeds if one_each else seeds[0]))
 

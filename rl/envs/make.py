@@ -4,10 +4,7 @@ import contextlib
 import importlib
 import inspect
 import math
-import multiprocessing
 import re
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,19 +13,20 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import torch
-from gymnasium.vector import AutoresetMode
-from gymnasium.wrappers import RecordVideo
 
-from rl.dist.launch import rank
+from rl.dist.launch import local_world_size, num_cores, rank
+from rl.envs.batch import make_batch, make_seeded
 from rl.envs.failures import AnyVectorEnv, EpisodeError, from_outside, progress, watched
 from rl.envs.gym_envs import GymEnvs, Memory
-from rl.envs.options import check_options, kwargs_of, wrappers_of
-from rl.envs.seeded import SeededEpisodes, replayable, worker
+from rl.envs.options import check_options, kwargs_of, make_env
+from rl.envs.pool import Pool
+from rl.envs.seeded import SeededEpisodes, replayable
 from rl.envs.snapshot import snapshots_suffice
 from rl.envs.spaces import Spaces
 from rl.envs.tensor_envs import TENSOR_ENVS, TensorEnvs
 from rl.envs.types import Envs
 from rl.errors import EnvError, UserError, described, require
+from rl.reporting import note
 
 ENV_ID = re.compile(r"([A-Za-z_][\w.]*:)?([A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 
@@ -41,13 +39,17 @@ class EnvConfig:
     """Gymnasium's id of the environment; module:id imports the module that registers it first."""
     num_envs: int = 16
     """Number of environments of each rank."""
-    vectorization: Literal["auto", "sync", "async", "native", "tensor"] = "auto"
-    """How a rank steps its environments: one after the other (sync), each in a process (async), by a batched class
-    of their own (native), or by their form in tensors (tensor); auto takes tensor in long runs, else native or sync."""
+    vectorization: Literal["auto", "sync", "async", "native", "envpool", "tensor"] = "auto"
+    """How a rank steps its environments: one after the other (sync), in worker processes (async), by a batched class
+    of their own (native), by EnvPool's version of them (envpool), or by their form in tensors (tensor); auto takes
+    tensor in long runs, else native or sync."""
     env_kwargs: tuple[str, ...] = ()
     """Arguments of the environment's constructor, such as continuous=true gravity=-9.8; values are YAML."""
     env_wrapper: tuple[str, ...] = ()
     """Wrappers of each environment, module:Class, from the innermost to the outermost."""
+    num_workers: int | None = None
+    """Worker processes of each rank with --vectorization async, or EnvPool's threads; by default as many as its share
+    of the cores. More are of use where environments wait for something else than a core."""
     allow_import: bool = False
     """Let --env-id and --env-wrapper import modules, and so run their code."""
     env_timeout: float = 120.0
@@ -59,22 +61,27 @@ class EnvConfig:
 
     def check(self) -> None:
         """Raises `UserError` for an invalid value."""
-        module = self.env_id.partition(":")[0]
+        module, least = self.env_id.partition(":")[0], "must be at least 1"
         looks = "must look like CartPole-v1, namespace/Name-v0 or module:Name-v0"
         imports = f"imports, and so runs, the module {module}; add --allow-import to permit it"
-        require(self.num_envs >= 1, "--num-envs", self.num_envs, "must be at least 1")
+        require(self.num_envs >= 1, "--num-envs", self.num_envs, least)
+        require(self.num_workers is None or self.num_workers >= 1, "--num-workers", self.num_workers, least)
         require(ENV_ID.fullmatch(self.env_id) is not None, "--env-id", repr(self.env_id), looks)
         require(self.allow_import or ":" not in self.env_id, "--env-id", self.env_id, imports)
         check_options(self.env_kwargs, self.env_wrapper, allow_import=self.allow_import)
-        if self.env_wrapper and self.vectorization in ("native", "tensor"):
+        if self.env_wrapper and self.vectorization in ("native", "tensor", "envpool"):
             right = "has no single environments for --env-wrapper to wrap; use sync or async"
             raise UserError(f"--vectorization {self.vectorization}: {right}")
+        if self.env_kwargs and self.vectorization == "envpool":
+            raise UserError("--vectorization envpool: takes no --env-kwargs, which are Gymnasium's; use sync or async")
         require(0 < self.env_timeout < math.inf, "--env-timeout", self.env_timeout, "must be a finite number above 0")
         require(self.max_replay_steps >= 0, "--max-replay-steps", self.max_replay_steps, "must be at least 0")
 
     def for_evaluation(self, num_envs: int) -> "EnvConfig":
-        """The same environments for whole episodes: in tensors if these are, else one after the other."""
-        return replace(self, num_envs=num_envs, vectorization="tensor" if self.vectorization == "tensor" else "sync")
+        """The same environments for whole episodes: in tensors if these are, else one after the other if possible."""
+        only_in_pool = self.vectorization == "envpool" and not _can_be_single(self)
+        keeps = self.vectorization == "tensor" or only_in_pool
+        return replace(self, num_envs=num_envs, vectorization=self.vectorization if keeps else "sync")
 
 
 @contextlib.contextmanager
@@ -122,26 +129,12 @@ def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = 
             tensor_envs = _make_tensor_envs(config, env_id)
             tensor_envs.spaces = _spaces(config, tensor_envs)
             return tensor_envs
-        native = _is_native(config, env_id)
-        # Tried on one made in this process, where an error keeps its cause.
-        memory, made_anew = probed(config) if training and not native else ("none", False)
-        envs = _make_vector_env(config, env_id, film, native=native)
-        if native:
-            memory = "snapshot" if training and snapshots_suffice(envs) else "none"
-        else:
-            envs.set_attr("index", list(range(config.num_envs)))  # type: ignore[attr-defined]
-            envs.set_attr("made_anew", made_anew)  # type: ignore[attr-defined]
-        if training and memory == "none" and rank() == 0:
-            print(
-                f"note: --env-id {config.env_id}: is not deterministic given seed and actions: a resumed run starts new"
-                " episodes and is not bit-exact",
-                file=sys.stderr,
-            )
+        envs, memory, seeded = _batched(config, env_id, film, training=training)
         try:
             gym_envs = GymEnvs(
                 envs,
                 config.env_id,
-                seeded=not native,
+                seeded=seeded,
                 memory=memory,
                 timeout_seconds=config.env_timeout,
                 max_replay_steps=config.max_replay_steps,
@@ -156,6 +149,30 @@ def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = 
 
 def _spaces(config: EnvConfig, envs: Envs) -> Spaces:
     return envs.spaces.squashed(config.env_id) if config.squash else envs.spaces
+
+
+def _batched(config: EnvConfig, env_id: str, film: Path | None, *, training: bool) -> tuple[AnyVectorEnv, Memory, bool]:
+    """A batch of environments, how they come back after a resume, and whether each is a `SeededEpisodes`."""
+    why = "is not deterministic given seed and actions"
+    envs: AnyVectorEnv
+    memory: Memory
+    if config.vectorization == "envpool":
+        envs = Pool(env_id, config.num_envs, _num_workers(config))
+        memory, seeded, why = "none", False, "EnvPool does not give the state of its environments"
+    elif _is_native(config, env_id):
+        envs = gym.make_vec(env_id, num_envs=config.num_envs, **kwargs_of(config.env_kwargs))
+        memory, seeded = "snapshot" if training and snapshots_suffice(envs) else "none", False
+    else:
+        # Tried on one made in this process, where an error keeps its cause.
+        memory, made_anew = probed(config) if training else ("none", False)
+        num_workers = _num_workers(config) if config.vectorization == "async" else 0
+        make = partial(make_seeded, config.env_id, kwargs=config.env_kwargs, wrappers=config.env_wrapper)
+        envs, seeded = make_batch(make, config.num_envs, num_workers=num_workers, film=film), True
+        envs.set_attr("index", list(range(config.num_envs)))  # type: ignore[attr-defined]
+        envs.set_attr("made_anew", made_anew)  # type: ignore[attr-defined]
+    if training and memory == "none":
+        note(f"--env-id {config.env_id}: {why}: a resumed run starts new episodes and is not bit-exact")
+    return envs, memory, seeded
 
 
 def has_tensor_form(config: EnvConfig) -> bool:
@@ -178,10 +195,16 @@ def has_gymnasium_form(config: EnvConfig) -> bool:
 
 def make_single(config: EnvConfig, **kwargs: Any) -> gym.Env[Any, Any]:
     """A single environment of Gymnasium's, with its wrappers, given further arguments of `gymnasium.make`."""
-    env = gym.make(config.env_id, **kwargs_of(config.env_kwargs), **kwargs)
-    for wrapper in wrappers_of(config.env_wrapper):
-        env = wrapper(env)
-    return env
+    return make_env(config.env_id, config.env_kwargs, config.env_wrapper, **kwargs)
+
+
+def _can_be_single(config: EnvConfig) -> bool:
+    """Whether Gymnasium has the environment, and whatever it needs is installed."""
+    try:
+        make_single(config).close()
+    except (gym.error.Error, ImportError):
+        return False
+    return True
 
 
 def probed(config: EnvConfig) -> tuple[Memory, bool]:
@@ -220,34 +243,9 @@ def _is_native(config: EnvConfig, env_id: str) -> bool:
     return bool(spec.vector_entry_point) and (config.vectorization in ("auto", "native") or spec.entry_point is None)
 
 
-def _make_vector_env(config: EnvConfig, env_id: str, film: Path | None, *, native: bool) -> AnyVectorEnv:
-    how: dict[str, Any] = {"vectorization_mode": None} if native else _wrapped(config.vectorization, film)
-    if not native:
-        how["wrappers"] = (*wrappers_of(config.env_wrapper), *how["wrappers"])
-    how |= kwargs_of(config.env_kwargs)
-    try:
-        return gym.make_vec(env_id, num_envs=config.num_envs, **how)
-    except BaseException:
-        for process in multiprocessing.active_children():  # of an AsyncVectorEnv that is not complete
-            if process.name.startswith("Worker<AsyncVectorEnv>"):
-                process.kill()
-        raise
-
-
-def _wrapped(vectorization: str, film: Path | None) -> dict[str, Any]:
-    """What `gymnasium.make_vec` needs to batch single environments in turn or in processes."""
-    mode = "async" if vectorization == "async" else "sync"
-    # With NEXT_STEP, no step also writes the film of the episode that it ends, which could exceed --env-timeout.
-    kwargs: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP if film else AutoresetMode.SAME_STEP}
-    kwargs |= {"worker": worker} if mode == "async" else {}
-    how: dict[str, Any] = {"vectorization_mode": mode, "vector_kwargs": kwargs, "wrappers": (SeededEpisodes,)}
-    if film is None:
-        return how
-    warnings.filterwarnings("ignore", ".*Overwriting existing videos", UserWarning)  # the folder holds other films
-    recorded = partial(
-        RecordVideo, video_folder=str(film.parent), episode_trigger=lambda n: n == 0, name_prefix=film.stem
-    )
-    return how | {"wrappers": (recorded, SeededEpisodes), "render_mode": "rgb_array"}
+def _num_workers(config: EnvConfig) -> int:
+    """Number of processes or threads of this rank that step environments."""
+    return min(config.num_envs, config.num_workers or max(1, num_cores() // local_world_size()))
 
 
 def _make_tensor_envs(config: EnvConfig, env_id: str) -> TensorEnvs:

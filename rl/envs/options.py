@@ -1,14 +1,18 @@
 """What --env-kwargs and --env-wrapper ask for: arguments of environments' constructors, and wrappers around them."""
 
+import functools
 import importlib
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import load_env_creator
 
 from rl.envs.failures import progress
 from rl.errors import UserError, described, require
+from rl.reporting import note
 
 KWARG = re.compile(r"[A-Za-z_]\w*=.*", re.ASCII | re.DOTALL)
 WRAPPER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
@@ -75,3 +79,28 @@ def wrappers_of(names: Iterable[str]) -> list[type[gym.Wrapper[Any, Any, Any, An
             raise UserError(f"--env-wrapper {name}: must be a class derived from gymnasium.Wrapper")
         wrappers.append(wrapper)
     return wrappers
+
+
+def make_env(env_id: str, kwargs: Iterable[str] = (), wrappers: Iterable[str] = (), **more: Any) -> gym.Env[Any, Any]:
+    """A single environment of Gymnasium's, with its wrappers, given `more` arguments of `gymnasium.make`."""
+    _hear_mujoco(env_id.rpartition(":")[2])
+    env = gym.make(env_id, **kwargs_of(kwargs), **more)
+    for wrapper in wrappers_of(wrappers):
+        env = wrapper(env)
+    return env
+
+
+def _hear_mujoco(env_id: str) -> None:
+    """Has MuJoCo print each warning once; by itself it repeats some for every environment, and logs them to a file."""
+    spec = gym.registry.get(env_id)
+    entry_point = spec.entry_point if spec else None
+    if isinstance(entry_point, str):
+        load_env_creator(entry_point)  # imports the environment's module, and so MuJoCo if it needs it
+    mujoco = sys.modules.get("mujoco")
+    if mujoco and mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(_warn)
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    note(f"MuJoCo: {text}")

@@ -6,23 +6,19 @@ something from one episode to the next (a generator that `reset` does not seed):
 each episode gets a new object (`made_anew`).
 """
 
-import contextlib
 import copy
 import functools
-import signal
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector.async_vector_env import _async_worker
 from numpy.typing import NDArray
 
-from rl.dist.launch import rank, signal_at_parents_death
+from rl.dist.launch import rank
 from rl.envs.failures import EpisodeError, from_outside, progress
 from rl.envs.snapshot import same
 from rl.errors import described, one_line
@@ -31,8 +27,6 @@ from rl.seeding import episode_seed
 EPISODES = 2**32  # at most, of one environment
 FLAGS = frozenset((bool, np.bool_))
 NUMBERS = FLAGS | {float, int, np.float64, np.float32}
-# AsyncVectorEnv prints 40 lines for an error in a process; an EpisodeError says the same in one.
-warnings.filterwarnings("ignore", r".*ERROR: ", UserWarning, r"gymnasium\.vector\.async_vector_env")
 
 
 @functools.cache
@@ -156,24 +150,6 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             return error
         where = traceback.extract_tb(error.__traceback__)[-1]
         return self.failed(f"raised {described(error)} at {where.filename}:{where.lineno}")
-
-
-def worker(
-    index: int, make: Callable[[], Any], pipe: Any, parent_pipe: Any, memory: Any, errors: Any, *rest: Any
-) -> None:
-    """Gymnasium's worker process of one environment; ignores signals to its rank, and ends when its rank does."""
-    signal_at_parents_death(signal.SIGKILL)
-    for asked in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(asked, signal.SIG_IGN)
-    try:
-        env = make()
-    except BaseException as error:
-        pipe.recv()  # the first request, which this error answers
-        errors.put((index, EpisodeError, f"environment {index} cannot be made: {described(error)}", ""))
-        pipe.send((None, False))
-        return
-    with contextlib.suppress(EOFError, OSError):  # the rank has ended
-        _async_worker(index, lambda: env, pipe, parent_pipe, memory, errors, *rest)
 
 
 def made_again(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:

@@ -133,7 +133,7 @@ def check_goes_on(content: Content, config: Config[Any]) -> None:
             "--resume: --schedule adaptive goes on from the rate that the run has reached; leave --learning-rate out"
         )
     forms = was["vectorization"], now["vectorization"]
-    if "tensor" in forms and forms[0] != forms[1]:  # these are other environments with the same id
+    if {"tensor", "envpool"} & {*forms} and forms[0] != forms[1]:  # these are other environments with the same id
         raise CheckpointError(f"--resume: the run has --vectorization {forms[0]}, not {forms[1]}; leave the flag out")
     if "precision" in changed and "bf16-true" in (was["precision"], now["precision"]):
         raise CheckpointError(

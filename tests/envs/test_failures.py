@@ -396,7 +396,7 @@ def test_too_few_open_files_are_one_line() -> None:
         num_open = len(os.listdir("/proc/self/fd"))
         resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 12, num_open + 12))
         with reported():
-            make_envs(EnvConfig("Odd-v0", num_envs=16, vectorization="async"))
+            make_envs(EnvConfig("Odd-v0", num_envs=16, vectorization="async", num_workers=16))
 
     code, said = forked(body)
     assert code == 71 and said.splitlines() == [

@@ -71,6 +71,9 @@ VARIANTS = {
     "Box2D that has to be made anew": f"{STEPS} --env-id BipedalWalker-v3",
     "continuous tensors, normalized": f"{STEPS} --env-id Pendulum-v1 --vectorization tensor {NORMALIZED} {ADAPTED}",
     "normalized": f"{STEPS} --env-id CartPole-v1 {NORMALIZED} --precision bf16-true",
+    "MuJoCo": f"{STEPS} --env-id Hopper-v5",
+    "MuJoCo in processes": f"{STEPS} --env-id Ant-v5 --vectorization async --num-workers 2",
+    "MuJoCo with many joints": f"{STEPS} --env-id Humanoid-v5",
     "fp16": f"{STEPS} --precision 16-mixed",
     "bf16": f"{STEPS} --precision bf16-true",
     "a replay buffer": f"actor-critic {STEPS} --buffer-size 200 --total-episodes 9999",
@@ -82,6 +85,8 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_resumed_run_ends_with_the_same_bits_and_the_same_log(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if variant.startswith("MuJoCo"):
+        pytest.importorskip("mujoco", reason="MuJoCo is not installed")
     folder = whole_run(monkeypatch, *VARIANTS[variant].split())
     expected, expected_log = final_state(folder), log_of(folder)
     for update in (1, NUM_UPDATES // 2):

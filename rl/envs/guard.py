@@ -1,0 +1,145 @@
+"""Makes every call of a batch of environments, checks what it returns, and says where a failure happened.
+
+`Guard` raises `OneEnvError` with what reproduces the failure: the seed of the episode, and the step, which `Position`
+counts.
+"""
+
+import atexit
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rl.dist.launch import rank
+from rl.envs.failures import QUIET, AnyVectorEnv, EpisodeError, from_outside, trouble_of, watched
+from rl.envs.workers import DeadWorkerError, Workers
+from rl.errors import OneEnvError, described, one_line
+from rl.seeding import episode_seed
+
+Result = TypeVar("Result")
+
+
+class Position:
+    """The step of the episode that each of N environments is in, as error messages name it."""
+
+    def __init__(self, num_envs: int, *, seeded: bool, where: str) -> None:
+        self.seeded = seeded  # whether each episode has a seed of its own
+        self.where = where
+        self.num_steps = 0
+        self.batch_seed = 0  # without seeds of episodes: what the batch was last reset with
+        self.environment = np.zeros(num_envs, np.int64)  # [N] seeds
+        self.episode = np.zeros(num_envs, np.int64)  # [N]
+        self.length = np.zeros(num_envs)  # [N] steps of the episode so far
+
+    def __str__(self) -> str:
+        return f"rank {rank()}, step {self.num_steps + 1:,} of {self.where}"
+
+    def of_batch(self) -> str:
+        return "" if self.seeded else f", in the batch that reset(seed={self.batch_seed}) starts"
+
+    def of(self, n: int, *, step: float | None = None, episode: int | None = None) -> str:
+        """Of environment `n`, unless said otherwise in the step that it has not completed."""
+        step = self.length[n] + 1 if step is None else step
+        started = f"the batch that reset(seed={self.batch_seed}) starts"
+        if self.seeded:
+            episode = int(self.episode[n]) if episode is None else episode
+            started = f"the episode that reset(seed={episode_seed(int(self.environment[n]), episode)}) starts"
+        return f", at step {int(step):,} of {started}"
+
+
+class Guard:
+    """Calls a batch of environments and checks what it returns; errors say where, and leave no process behind."""
+
+    def __init__(
+        self, envs: AnyVectorEnv, env_id: str, position: Position, *, obs_size: int, timeout_seconds: float
+    ) -> None:
+        self.envs = envs
+        self.env_id = env_id
+        self.obs_shape = (envs.num_envs, obs_size)
+        self.zeros = np.zeros(envs.num_envs * obs_size, np.float32)
+        self.position = position
+        self.timeout_seconds = timeout_seconds
+        self.watched = watched(timeout_seconds, lambda: self._described(self._hung()))
+        self.workers = envs if isinstance(envs, Workers) else None
+        if self.workers:
+            # Before multiprocessing's own handler, which waits for processes that may hang.
+            atexit.register(self._kill)
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        """Returns what the function does.
+
+        Raises:
+            OneEnvError: It raised, or an environment's process ended.
+        """
+        try:
+            with self.watched:
+                return function()
+        except DeadWorkerError as error:
+            raise self.error(f"{error}{self.position.of(error.environment)}") from error
+        except EpisodeError as error:
+            raise self.error(str(error)) from error
+        except BaseException as error:
+            if from_outside(error):
+                raise
+            raise self.error(f"the environments raised {described(error)}{self.position.of_batch()}") from error
+
+    def check_types(self, result: Any) -> None:
+        """Raises `OneEnvError` unless a batched class returned a valid step; `SeededEpisodes` check their own."""
+        if self.position.seeded:
+            return
+        if not isinstance(result, tuple) or len(result) != 5 or not isinstance(result[4], dict):
+            raise self.batch_error(f"gave {one_line(repr(result))} instead of four arrays and a dictionary")
+        for name, part in zip(("observation", "reward", "terminated", "truncated"), result, strict=False):
+            array = np.asarray(part)
+            shape = array.shape[:1] if name == "observation" else array.shape
+            if array.dtype.kind not in "biuf" or shape != self.obs_shape[:1]:
+                raise self.batch_error(f"gave numbers of type {array.dtype} and shape {array.shape} for {name}")
+
+    @QUIET
+    def check_numbers(self, obs: NDArray[Any], next_obs: NDArray[Any], reward: NDArray[Any]) -> None:
+        """Raises `OneEnvError` for observations of another shape than [N, D], and for numbers that are not finite."""
+        if obs.shape != self.obs_shape:
+            what = f"of shape {obs.shape}; must be {self.obs_shape}"
+            raise self.error(f"the environments gave observations {what}{self.position.of_batch()}")
+        # 0 · x is NaN for NaN and inf, so one product with zeros checks a whole array, faster than isfinite.
+        total = np.dot(obs.reshape(-1), self.zeros) + np.dot(reward, self.zeros[: len(reward)])
+        if total == 0 and (next_obs is obs or np.dot(next_obs.reshape(-1), self.zeros) == 0):
+            return
+        n = int((np.isfinite(next_obs).all(-1) & np.isfinite(reward) & np.isfinite(obs).all(-1)).argmin())
+        seen, step, episode = next_obs[n], self.position.length[n], int(self.position.episode[n])
+        if np.isfinite(seen).all() and np.isfinite(reward[n]):  # so the next episode's first observation is not
+            seen, step, episode = obs[n], 0, episode + 1
+        what = f"an observation or a reward that is not finite: {seen.tolist()}, {reward[n]:g}"
+        raise self.error(f"environment {n} gave {what}{self.position.of(n, step=step, episode=episode)}")
+
+    def error(self, what: str) -> OneEnvError:
+        """The error to raise, after the environments' processes were killed."""
+        self._kill()
+        return self._described(what)
+
+    def batch_error(self, what: str) -> OneEnvError:
+        return self.error(f"the batch of environments {what}{self.position.of_batch()}")
+
+    def close(self) -> None:
+        """Closes the environments; those that raise or hang are killed or abandoned, with a note."""
+        if trouble := trouble_of(self.envs.close, self.timeout_seconds):
+            print(f"note: --env-id {self.env_id}: close() {trouble} (rank {rank()})", file=sys.stderr)
+            self._kill()
+        atexit.unregister(self._kill)
+
+    def _described(self, what: str) -> OneEnvError:
+        return OneEnvError(f"--env-id {self.env_id}: {what} ({self.position})")
+
+    def _hung(self) -> str:
+        how = f"has not answered for --env-timeout {self.timeout_seconds:g} s"
+        if self.workers:
+            running = self.workers.running()
+            return f"environment {running[0]} {how}{self.position.of(running[0])}" if running else f"a process {how}"
+        busy = [env for env in getattr(self.envs, "envs", []) if getattr(env, "busy", False)]
+        return str(busy[0].failed(how)) if busy else f"the batch of environments {how}{self.position.of_batch()}"
+
+    def _kill(self) -> None:
+        if self.workers:
+            self.workers.kill()
