@@ -152,8 +152,9 @@ def test_the_first_minibatch_of_an_update_sees_the_policy_that_acted(monkeypatch
         return surrogate(log_ratio, advantage, clip_coef)
 
     monkeypatch.setattr(rl.learners.ppo, "clipped_surrogate", recorded)
-    flags = "--env-id Pendulum-v1 --num-envs 16 --num-steps 32 --total-timesteps 2560 --execution eager --update-epochs 4 --num-minibatches 4"
-    monkeypatch.setattr("sys.argv", ["train_torch.py", *flags.split(), "--normalize-obs", "--normalize-reward"])
+    flags = "--env-id Pendulum-v1 --num-envs 16 --num-steps 32 --total-timesteps 2560 --update-epochs 4"
+    flags += " --num-minibatches 4 --execution eager --normalize-obs --normalize-reward"
+    monkeypatch.setattr("sys.argv", ["train_torch.py", *flags.split()])
     command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
     assert len(log_ratios) == 4 * 16  # four updates of 16 gradient steps; the first rollout only measures
     assert [float(first.abs().max()) for first in log_ratios[::16]] == [0, 0, 0, 0]
