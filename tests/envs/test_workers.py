@@ -17,8 +17,8 @@ import psutil
 import pytest
 import torch
 
-from rl.envs.batch import _warn
 from rl.envs.make import EnvConfig, make_envs
+from rl.envs.options import _warn
 from rl.envs.seeded import SeededEpisodes
 from rl.envs.workers import Workers
 from rl.errors import EnvError, OneEnvError, UserError
