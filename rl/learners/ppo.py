@@ -197,8 +197,8 @@ class PPO(Learner[Estimates, Rows]):
 def adapted(learning_rate: Tensor, kl: Tensor, desired_kl: float) -> Tensor:
     """The rate, divided or multiplied by 1.5 where the KL divergence is over twice or under half of what is desired.
 
-    rsl_rl's rule, which it applies to each minibatch. There the rate stands still if about as many minibatches of an
-    update are over as under, and the mean is then near what is desired.
+    rsl_rl's rule. It is applied to the mean of an update here: applied to each minibatch, as rsl_rl does, it makes the
+    rate jump if there are many of them (docs/log.md).
     """
     lowest, highest = ADAPTED_RATES
     is_under = (kl < desired_kl / 2) & (kl > 0)

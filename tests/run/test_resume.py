@@ -392,6 +392,8 @@ def test_the_newest_checkpoints_stay_and_the_best(monkeypatch: pytest.MonkeyPatc
         ("--resume RUN --env-id CartPole-v1", 65, "the run has --env-id CustomEnv-v0, not CartPole-v1; leave the flag"),
         ("--resume RUN --hidden-sizes 8 8", 65, "the run has --hidden-sizes 16 16, not 8 8"),
         ("--resume RUN --num-steps 16", 65, "the run has --num-steps 32, not 16"),
+        ("--resume RUN --squash", 65, "the run has --squash False, not True; leave the flag out"),
+        ("--resume RUN --schedule adaptive --learning-rate 0.1", 65, "from the rate that the run has reached; leave"),
         ("--resume RUN --seed 2", 65, "the run has --seed 1, not 2"),
         ("--resume RUN --precision bf16-true", 65, "the run has --precision 32-true, whose weights bf16-true cannot"),
         ("--resume RUN --num-envs 5", 65, r"the run has 3 environments \(1 rank\(s\) × --num-envs 3\), not 1 × 5 = 5"),
