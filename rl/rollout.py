@@ -65,7 +65,7 @@ class Collector:
         self.num_steps = torch.zeros((), dtype=torch.int64, device=envs.device)
         self.num_played = 0
         self.obs = envs.reset(seed, first_env)
-        self.discounted_return = torch.zeros(envs.num_envs, device=envs.device)
+        self.discounted_return = torch.zeros(envs.num_envs, dtype=torch.float64, device=envs.device)
         self.decide = execution.step(functools.partial(decide, policy))
 
     def restart(self) -> None:
@@ -127,7 +127,7 @@ class TensorCollector:
         self.num_steps = torch.zeros((), dtype=torch.int64, device=envs.device)
         self.num_played = 0
         envs.reset(seed, first_env)
-        self.discounted_return = torch.zeros(envs.num_envs, device=envs.device)
+        self.discounted_return = torch.zeros(envs.num_envs, dtype=torch.float64, device=envs.device)
         self.play_step = execution.part(self._play_step)
         self.play = execution.loop(self._play)
 

@@ -112,7 +112,7 @@ class GymEnvs:
         step = Step(
             obs=self._aligned(obs),
             next_obs=self._tensor(next_obs),
-            reward=self._tensor(reward),
+            reward=self._tensor(reward * acted),  # a step that only resets belongs to no episode
             terminated=self._tensor(terminated),
             truncated=self._tensor(truncated),
             weight=self._tensor(acted.astype(np.float32)),

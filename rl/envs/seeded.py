@@ -43,8 +43,10 @@ def seed_of(environment: int, episode: int) -> int:
 class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
     """Seeds each episode by its number, replays episodes, and raises `EpisodeError` for invalid results."""
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
+    def __init__(self, make: Callable[[], gym.Env[Any, Any]]) -> None:
+        env = make()
         super().__init__(env)
+        self.make = make
         self.shape = env.observation_space.shape  # kept, because wrappers look the space up anew each time
         self.takes_number = isinstance(env.action_space, gym.spaces.Box) and env.action_space.shape == ()
         self.index = 0  # of this environment in its rank
@@ -74,12 +76,14 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         if type(reward) not in NUMBERS or type(terminated) not in FLAGS or type(truncated) not in FLAGS:
             reward = self._number("reward", reward)
             terminated, truncated = self._flag("terminated", terminated), self._flag("truncated", truncated)
+        if terminated or truncated:
+            obs = copy.deepcopy(obs)  # the reset that follows may write into the same array
         return obs, reward, terminated, truncated, info
 
     def _reset_env(self, options: dict[str, Any] | None) -> Any:
         if self.made_anew:
             self.env.close()
-            self.env = made_again(self.env)
+            self.env = self.make()
         return self.env.reset(seed=episode_seed(self.environment, self.episode), options=options)
 
     def _checked(self, call: Callable[[Any], Any], argument: Any, *, size: int, what: str) -> Any:
@@ -152,15 +156,6 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         return self.failed(f"raised {described(error)} at {where.filename}:{where.lineno}")
 
 
-def made_again(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """A new environment like this one, with all its wrappers; those that do not record their arguments get none."""
-    spec = copy.deepcopy(env.spec)
-    assert spec is not None
-    for wrapper in spec.additional_wrappers:
-        wrapper.kwargs = wrapper.kwargs or {}
-    return gym.make(spec)
-
-
 PROBES, PROBE_STEPS = 3, 60
 MAX_MAKE_SECONDS = 0.02  # acceptable for every episode
 
@@ -172,7 +167,7 @@ def replayable(env: SeededEpisodes) -> bool:
     if all(map(same, first, again)):
         return True
     began_at = time.perf_counter()
-    made_again(env.env).close()
+    env.make().close()
     if time.perf_counter() - began_at > MAX_MAKE_SECONDS:
         return False
     env.made_anew = True
