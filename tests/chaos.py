@@ -37,13 +37,10 @@ FAULTS = (
 
 
 CARTPOLE = "--env-id CartPole-v1 --update-epochs 4"
+NORMALIZED = "--normalize-obs --normalize-reward"
 PROGRAMS = (
     Program(TORCH, 1, f"{CARTPOLE} --vectorization async --total-timesteps 4096 --checkpoint-every 1"),
-    Program(
-        TORCH,
-        2,
-        f"{CARTPOLE} --normalize-obs --normalize-reward --vectorization sync --total-timesteps 8192 --checkpoint-every 3",
-    ),
+    Program(TORCH, 2, f"{CARTPOLE} {NORMALIZED} --vectorization sync --total-timesteps 8192 --checkpoint-every 3"),
     Program(FABRIC, 2, "--vectorization tensor --total-timesteps 12800 --checkpoint-every 2", "actor-critic"),
     Program(DECOUPLED, 3, "--overlap --total-timesteps 4096 --checkpoint-every 2"),
     Program(TORCH, 2, f"{CARTPOLE} --total-timesteps 8192 --checkpoint-every 1", restarts=9),
