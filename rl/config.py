@@ -172,14 +172,15 @@ class Config(Generic[LearnerType]):
         self.network.check()
         self.keep.check()
         self.learner.check(self.rows_per_rank())
-        # The first rollout of a run that normalizes is only measured.
-        least, rollouts = (2, "two rollouts") if self.network.normalizes() else (1, "one rollout")
+        least, rollouts = 1, "a rollout"
+        if self.network.normalizes():
+            least, rollouts = 2, "two rollouts, of which the first is only measured,"
         require(
             self.num_updates() >= least,
             "--total-timesteps",
             self.total_timesteps,
-            f"less than {rollouts} of {self.num_players()} rank(s) × --num-envs {self.env.num_envs}"
-            f" × --num-steps {self.learner.num_steps} = {least * self.steps_per_update()} steps; must be at least that",
+            f"must be at least {least * self.steps_per_update()}: {rollouts} of {self.num_players()} rank(s)"
+            f" × --num-envs {self.env.num_envs} × --num-steps {self.learner.num_steps} steps",
         )
         if self.execution == "cudagraphs" and not self.cuda:
             raise UserError("--execution cudagraphs: needs a GPU; add --cuda, or use --execution compile")

@@ -52,6 +52,8 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         c for c in children if c.ppid() == os.getpid() and re.search("resource_tracker|forkserver", str(c.cmdline()))
     ]
     assert [child for child in children if child not in servers] == []
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(5)  # one that reads what a finished ffmpeg has written needs a moment
     assert set(threading.enumerate()) <= threads
     assert set(os.listdir(ROOT)) - CACHES == files
     assert variables() == environment

@@ -73,7 +73,7 @@ def test_eager_functions_are_themselves() -> None:
 
 
 def test_by_default_only_long_runs_are_compiled_on_the_cpu() -> None:
-    assert Config(total_timesteps=1_000_000).make_execution(CPU).mode == "eager"
+    assert Config(total_timesteps=100_000).make_execution(CPU).mode == "eager"
     assert Config(total_timesteps=100_000_000).make_execution(CPU).mode == "compile"
 
 

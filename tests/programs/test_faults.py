@@ -26,7 +26,8 @@ from tests.programs.launch import (
     torchrun,
 )
 
-SMALL = "--num-envs 2 --num-steps 32 --hidden-sizes 16 16 --eval-episodes 1 --execution eager"
+SMALL = "--config none --num-envs 2 --num-steps 32 --hidden-sizes 16 16 --eval-episodes 1 --execution eager"
+SMALL += " --update-epochs 4 --num-minibatches 4"
 ENDLESS = f"{SMALL} --total-timesteps 100000000 --env-id CartPole-v1 --vectorization sync"
 ALONE = (sys.executable, str(ROOT / "train_torch.py"))
 
