@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rl.run.checks import Finite
 from torch import Tensor
 
 from rl.dist.launch import rank
-from rl.envs.gym_envs import GymEnvs
+from rl.envs.guard import Guard
+from rl.envs.history import History
 from rl.envs.seeded import SeededEpisodes
-from rl.run.control import Agreement
+from rl.run.control import Control
+from rl.run.metrics import Finite
 from rl.run.run import Run
 
 IN_NAME_ONLY = "TOGGLED_IN_NAME_ONLY" in os.environ  # a control: all updates keep their checks
@@ -31,20 +32,22 @@ def nothing(*_: Any, **__: Any) -> None:
     """Replaces a check."""
 
 
-def bare_sum(agreement: Agreement, values: Tensor) -> Tensor:
+def bare_sum(control: Control, values: Tensor) -> Tensor:
     """The plain sum over ranks, without the requests and checksums that usually travel with it."""
-    agreement.num_played = agreement.collector.num_played if agreement.collector else 0
-    return agreement.ranks.sum(values)
+    before, control.num_played = control.num_played, control.collector.num_played if control.collector else 0
+    control.sent[-1], control.received = float(control.num_played - before), None
+    return control.ranks.sum(values)
 
 
 BARE = {
     (SeededEpisodes, "step"): lambda self, action: self.env.step(action),
-    (GymEnvs, "_check"): nothing,
-    (GymEnvs, "_remember"): nothing,
-    (GymEnvs, "_guarded"): lambda self, call: call(),
+    (Guard, "call"): lambda self, function: function(),
+    (Guard, "check_types"): nothing,
+    (Guard, "check_numbers"): nothing,
+    (History, "add"): nothing,
     (Finite, "look"): lambda self, rollout: {"Count/bad_rows": torch.zeros((), device=rollout.reward.device)},
-    (Agreement, "sum"): bare_sum,
-    (Agreement, "look"): nothing,
+    (Control, "sum"): bare_sum,
+    (Control, "check"): nothing,
 }
 ORIGINALS = {place: getattr(*place) for place in BARE}
 updates = Run.updates

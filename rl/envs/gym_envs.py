@@ -106,13 +106,14 @@ class GymEnvs:
         any_ended = bool(ended.any())
         next_obs = self._successors(obs, ended, result[4]) if any_ended else obs
         acted = ~self.resetting
-        self.running_return += reward * acted
+        reward *= acted  # a step that only resets belongs to no episode
+        self.running_return += reward
         self.position.length += acted
         self.guard.check_numbers(obs, next_obs, reward)
         step = Step(
             obs=self._aligned(obs),
             next_obs=self._tensor(next_obs),
-            reward=self._tensor(reward * acted),  # a step that only resets belongs to no episode
+            reward=self._tensor(reward),
             terminated=self._tensor(terminated),
             truncated=self._tensor(truncated),
             weight=self._tensor(acted.astype(np.float32)),

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rl.envs.gym_envs import GymEnvs
 from rl.envs.make import EnvConfig, make_envs
 from rl.envs.spaces import DiscreteActions
+from rl.envs.types import Step
 from rl.errors import OneEnvError, UserError
 from tests.probes import Probe
 
@@ -174,15 +175,20 @@ def test_rows_are_true_transitions(env_id: str, vectorization: str) -> None:
         step = envs.step(action)
         for n in np.flatnonzero(step.weight):
             put_into_state(single, obs[n].numpy())
-            next_obs, reward, terminated, *_ = single.step(envs.spaces.actions.to_env(action[n].numpy()))
-            assert step.next_obs[n].numpy() == pytest.approx(next_obs, abs=1e-4)
-            assert step.reward[n].item() == pytest.approx(reward, abs=1e-4)
-            assert step.terminated[n].item() == terminated
+            check_row(step, n, single.step(envs.spaces.actions.to_env(action[n].numpy())))
             num_rows += 1
         num_ended += int((step.terminated | step.truncated).sum())
         obs = step.obs
     envs.close()
     assert num_ended >= 3 and num_rows >= 3 * 260 - num_ended
+
+
+def check_row(step: Step, n: int, result: tuple[Any, ...]) -> None:
+    """Row `n` is what a single environment's `step` has returned."""
+    next_obs, reward, terminated, *_ = result
+    assert step.next_obs[n].numpy() == pytest.approx(next_obs, abs=1e-4)
+    assert step.reward[n].item() == pytest.approx(reward, abs=1e-4)
+    assert step.terminated[n].item() == terminated
 
 
 def put_into_state(env: gym.Env, obs: np.ndarray) -> None:
