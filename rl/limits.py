@@ -5,7 +5,8 @@ import os
 import torch
 
 from rl.dist.launch import local_world_size
-from rl.envs.spaces import BoxActions, Spaces
+from rl.envs.actions import BoxActions
+from rl.envs.spaces import Spaces
 from rl.errors import UserError
 from rl.learners.learner import LearnerConfig
 from rl.models.agent import Network

@@ -9,7 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rl.dist.launch import rank
 from rl.dist.ranks import Ranks
-from rl.envs.spaces import DiscreteActions, Spaces
+from rl.envs.actions import DiscreteActions
+from rl.envs.spaces import Spaces
 from rl.exchange import PLAYER, Exchange, Order, padded
 from rl.learners.ppo import PPOConfig, Rows
 from rl.models.agent import Agent, Network, weight_vector

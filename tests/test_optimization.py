@@ -8,7 +8,8 @@ from torch.nn.utils import clip_grad_norm_
 import rl.optimization
 from rl.compile import Execution, Mode
 from rl.dist.ranks import Ranks
-from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
+from rl.envs.actions import BoxActions, DiscreteActions
+from rl.envs.spaces import Spaces
 from rl.learners.ppo import PPOConfig, Rows
 from rl.models.agent import Agent, Network, Weights, call_with, weight_vector
 from rl.optimization import GradientStep, make_adam

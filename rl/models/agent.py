@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from rl.envs.spaces import DiscreteActions, Spaces
+from rl.envs.actions import DiscreteActions
+from rl.envs.spaces import Spaces
 from rl.errors import UserError, require
 from rl.models.distributions import Categorical, DiagonalGaussian, Distribution, SquashedGaussian
 from rl.models.normalizer import CLIP, Normalizer

@@ -11,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rl.models.agent import Agent, Network
 from rl.dist.ranks import Ranks, pack, unpack
-from rl.envs.spaces import DiscreteActions, Spaces
+from rl.envs.actions import DiscreteActions
+from rl.envs.spaces import Spaces
 from rl.dist.launch import rank
 from rl.learners.ppo import PPO, PPOConfig
 from rl.rollout import Rollout

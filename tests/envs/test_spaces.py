@@ -12,8 +12,9 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 
 import rl
+from rl.envs.actions import BoxActions, DiscreteActions
 from rl.envs.make import EnvConfig, make_envs
-from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
+from rl.envs.spaces import Spaces
 from rl.envs.tensor_envs import TENSOR_ENVS
 from rl.errors import UserError
 from rl.run.checkpoint import from_bytes, to_bytes

@@ -10,8 +10,9 @@ import stable_baselines3
 import torch
 from torch import Tensor
 
+from rl.envs.actions import BoxActions, DiscreteActions
 from rl.envs.make import EnvConfig, make_envs
-from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
+from rl.envs.spaces import Spaces
 from rl.learners.ppo import PPO, PPOConfig, Rows, clipped_surrogate, squared_error
 from rl.models.agent import Agent, Network
 from rl.models.distributions import Categorical

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
+from rl.envs.actions import BoxActions, DiscreteActions
+from rl.envs.spaces import Spaces
 from rl.errors import UserError
 from rl.models.agent import LOG_STD_BOUNDS, Agent, Network, bounded
 from rl.models.distributions import Categorical, DiagonalGaussian

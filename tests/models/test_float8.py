@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from rl.cli import parse
 from rl.config import CONFIGS
-from rl.envs.spaces import DiscreteActions, Spaces
+from rl.envs.actions import DiscreteActions
+from rl.envs.spaces import Spaces
 from rl.errors import UserError
 from rl.models.agent import Agent, Network
 from rl.models.float8 import to_float8

@@ -16,7 +16,8 @@ import train_torch
 from rl.cli import command_line
 from rl.config import CONFIGS
 from rl.dist.ranks import Ranks
-from rl.envs.spaces import DiscreteActions, Spaces
+from rl.envs.actions import DiscreteActions
+from rl.envs.spaces import Spaces
 from rl.models.agent import Agent, Network
 from rl.models.normalizer import Normalizer
 from rl.returns import discounted_returns

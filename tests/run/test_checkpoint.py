@@ -27,7 +27,8 @@ import rl.run.folder
 import train_torch
 from rl.cli import command_line, parse
 from rl.config import CONFIGS
-from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
+from rl.envs.actions import BoxActions, DiscreteActions
+from rl.envs.spaces import Spaces
 from rl.errors import CheckpointError, FolderError, StopError
 from rl.models.agent import Agent
 from rl.reporting import ExitFile, how_ended
