@@ -108,7 +108,12 @@ class Session:
             envs = self.envs.to(self.device)
             first_env = ranks.rank * envs.num_envs
             self.collector = make_collector(
-                envs, self.agent, seed=config.seed, first_env=first_env, execution=self.execution
+                envs,
+                self.agent,
+                seed=config.seed,
+                first_env=first_env,
+                execution=self.execution,
+                keeps_next_obs=config.learner.keeps_next_obs(envs.spaces),
             )
             self.estimate = self.execution.loop(self._estimate)
             self.statistics = Statistics(self.agent, self.collector, config.learner.gamma)

@@ -208,12 +208,6 @@ class Stopped(Probe):
         return super().reset(seed=seed, options=options)
 
 
-class DictObs(Probe):
-    """Has Dict observations."""
-
-    observation_space = gym.spaces.Dict({"position": gym.spaces.Box(-1, 1, (1,))})
-
-
 class TextObs(Probe):
     """Has Text observations."""
 
@@ -282,7 +276,6 @@ for probe, limit in (
     (NotANumber, None),
     (HugeReward, None),
     (Unseeded, None),
-    (DictObs, None),
     (TextObs, None),
     (MultiBinaryAction, None),
     (DiscHuge, None),

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rl.dist.launch import rank
 from rl.dist.ranks import Ranks
 from rl.envs.actions import DiscreteActions
+from rl.envs.observations import vector
 from rl.envs.spaces import Spaces
 from rl.exchange import PLAYER, Exchange, Order, padded
 from rl.learners.ppo import PPOConfig, Rows
@@ -18,7 +19,7 @@ from rl.run.control import ASKED
 from rl.seeding import Shuffle
 from tests.ranks import in_ranks
 
-SPACES = Spaces(3, DiscreteActions(2))
+SPACES = Spaces(vector(3), DiscreteActions(2))
 LEARNER = PPOConfig(per_rank_batch_size=4, update_epochs=2).build()
 
 

@@ -19,9 +19,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rl import tree
 from rl.envs.failures import QUIET, AnyVectorEnv
 from rl.envs.guard import Guard, Position
 from rl.envs.history import History
+from rl.envs.observations import Arrays, Obs, as_arrays, final_arrays
 from rl.envs.seeded import seed_of
 from rl.envs.snapshot import restore, snapshot
 from rl.envs.spaces import Spaces
@@ -76,10 +78,10 @@ class GymEnvs:
         self.position = Position(self.num_envs, seeded=seeded, where=where)
         self.running_return = np.zeros(self.num_envs)
         self.history = History(env_id, self.num_envs, max_replay_steps)
-        size = self.spaces.obs_size
-        self.guard = Guard(envs, env_id, self.position, obs_size=size, timeout_seconds=timeout_seconds)
+        keys = self.keys = self.spaces.obs
+        self.guard = Guard(envs, env_id, self.position, keys=keys, timeout_seconds=timeout_seconds)
 
-    def reset(self, seed: int, first_env: int = 0) -> Tensor:
+    def reset(self, seed: int, first_env: int = 0) -> Obs:
         position = self.position
         position.environment[:] = [environment_seed(seed, first_env + i) for i in range(self.num_envs)]
         position.episode[:], position.num_steps = 0, 0
@@ -88,7 +90,7 @@ class GymEnvs:
         seeds = self._episode_seeds() if self.seeded else position.environment.tolist()
         return self._aligned(self._reset(seeds if one_each else seeds[0]))
 
-    def restart(self) -> Tensor:
+    def restart(self) -> Obs:
         self.position.episode += 1
         return self._aligned(self._reset(None))
 
@@ -100,7 +102,7 @@ class GymEnvs:
         result = self.guard.call(lambda: self.envs.step(in_env))
         self.guard.check_types(result)
         # Copies, because an environment may write its next step into the same arrays.
-        obs, reward = as_float32(result[0]), as_float32(result[1])
+        obs, reward = as_arrays(self.keys, result[0]), as_float32(result[1])
         terminated, truncated = np.array(result[2], np.bool_), np.array(result[3], np.bool_)
         ended = terminated | truncated
         any_ended = bool(ended.any())
@@ -111,7 +113,7 @@ class GymEnvs:
         self.guard.check_numbers(obs, next_obs, reward)
         step = Step(
             obs=self._aligned(obs),
-            next_obs=self._tensor(next_obs),
+            next_obs=tree.map(self._tensor, next_obs),  # type: ignore[arg-type]
             reward=self._tensor(reward),
             terminated=self._tensor(terminated),
             truncated=self._tensor(truncated),
@@ -126,13 +128,18 @@ class GymEnvs:
         self.position.num_steps += 1
         return step
 
-    def _successors(self, obs: NDArray[np.float32], ended: NDArray[np.bool_], info: Any) -> NDArray[np.float32]:
-        """The observations [N, D] that the actions led to, which are not `obs` where this step reset an episode."""
+    def _successors(self, obs: Arrays, ended: NDArray[np.bool_], info: Any) -> Arrays:
+        """The observations [N, ...] that the actions led to, which are not `obs` where this step reset an episode."""
         if self.resets_in_next_step:
             return obs
-        next_obs = obs.copy()
-        final_obs = self.guard.call(lambda: np.stack(info["final_obs"][ended]))
-        next_obs[ended] = as_float32(final_obs).reshape(-1, self.spaces.obs_size)
+        next_obs = tree.map(np.copy, obs)
+
+        def fill() -> None:
+            final_obs = final_arrays(self.keys, info["final_obs"], ended)
+            for array, final in zip(tree.leaves(next_obs), tree.leaves(final_obs), strict=True):
+                array[ended] = final
+
+        self.guard.call(fill)
         return next_obs
 
     def _count_resets(self, acted: NDArray[np.bool_], ended: NDArray[np.bool_]) -> None:
@@ -170,7 +177,7 @@ class GymEnvs:
             state["actions"] = [torch.from_numpy(np.array(actions)) for actions in self.history.of_each()]
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any], num_steps: int) -> Tensor | None:
+    def load_state_dict(self, state: Mapping[str, Any], num_steps: int) -> Obs | None:
         """Starts new episodes if the state was saved by environments that come back in another way."""
         position = self.position
         position.environment[:], position.episode[:] = state["environment"], state["episode"]
@@ -188,7 +195,7 @@ class GymEnvs:
         # A seed that this run has not used: a batched class would otherwise repeat its first episodes.
         return self._aligned(self._reset(episode_seed(int(position.environment[0]), int(position.episode[0]))))
 
-    def _replay(self, state: Mapping[str, Any]) -> NDArray[np.float32]:
+    def _replay(self, state: Mapping[str, Any]) -> Arrays:
         """Replays the current episodes: the last observations; an episode whose actions were dropped starts anew."""
         histories = [actions.numpy() for actions in state["actions"]]
         lengths = np.array([len(history) for history in histories])
@@ -202,19 +209,21 @@ class GymEnvs:
             # One step of all environments in each call, since --env-timeout is the time for a step.
             self.position.length[:] = np.minimum(step, lengths)
             for n, seen in enumerate(self.guard.call(lambda: self.envs.call("replay"))):  # type: ignore[attr-defined]
-                obs[n] = obs[n] if seen is None else seen
+                if seen is not None:
+                    for array, part in zip(tree.leaves(obs), tree.leaves(as_arrays(self.keys, seen)), strict=True):
+                        array[n] = part
         self.running_return[:] = state["running_return"].numpy() * ~forgotten
         self.position.length[:] = lengths
         self.history.restore(histories)
         return obs
 
-    def _reset(self, seed: list[int] | int | None) -> NDArray[np.float32]:
+    def _reset(self, seed: list[int] | int | None) -> Arrays:
         position = self.position
         position.batch_seed = seed if isinstance(seed, int) else position.batch_seed
         self.resetting[:] = False
         self.running_return[:] = 0
         position.length[:] = -1  # so that an error names step 0
-        obs = as_float32(self.guard.call(lambda: self.envs.reset(seed=seed))[0])  # type: ignore[arg-type]
+        obs = self.guard.call(lambda: as_arrays(self.keys, self.envs.reset(seed=seed)[0]))  # type: ignore[arg-type]
         position.length[:] = 0
         self.guard.check_numbers(obs, obs, np.zeros(self.num_envs, np.float32))
         self.history.clear()
@@ -223,12 +232,12 @@ class GymEnvs:
     def _episode_seeds(self) -> list[int]:
         return list(map(seed_of, self.position.environment.tolist(), self.position.episode.tolist()))
 
-    def _aligned(self, obs: NDArray[np.float32]) -> Tensor:
+    def _aligned(self, obs: Arrays) -> Obs:
         """Observations for the policy, in memory of PyTorch's, which is aligned to 64 bytes.
 
         NumPy's may begin anywhere, and the last bits of a matrix product depend on where its factors begin.
         """
-        return self._tensor(obs).clone()
+        return tree.map(lambda array: self._tensor(array).clone(), obs)  # type: ignore[return-value]
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from rl.dist.launch import rank
 from rl.envs.failures import EpisodeError, from_outside, progress
+from rl.envs.observations import Keys, keys_of, part_of
 from rl.envs.snapshot import same
 from rl.errors import described, one_line
 from rl.seeding import episode_seed
@@ -119,12 +120,24 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             f"environment {self.index} {how}, at step {self.num_steps:,} of the episode that reset(seed={seed}) starts"
         )
 
+    @functools.cached_property
+    def keys(self) -> Keys:
+        return keys_of(self.env.observation_space)
+
     def _check_obs(self, obs: Any) -> None:
-        array = self._array(obs)
-        if array.shape != self.shape:
-            raise self.failed(f"gave an observation of shape {array.shape}; its space says {self.shape}")
-        if array.dtype.kind not in "biuf":
-            raise self.failed(f"gave an observation of {array.dtype}, {one_line(repr(obs))}; must be numbers")
+        for key in self.keys:
+            named = f" for {key.name}" if key.name else ""
+            try:
+                part = part_of(obs, key)
+            except (LookupError, TypeError):
+                raise self.failed(f"gave an observation without {key.name}: {one_line(repr(obs))}") from None
+            array = self._array(part)
+            if array.shape != key.shape:
+                raise self.failed(f"gave an observation of shape {array.shape}{named}; its space says {key.shape}")
+            if array.dtype.kind not in "biuf":
+                raise self.failed(
+                    f"gave an observation of {array.dtype}{named}, {one_line(repr(part))}; must be numbers"
+                )
 
     def _array(self, value: Any) -> NDArray[Any]:
         try:
@@ -184,10 +197,15 @@ def _played(env: SeededEpisodes, probe: int) -> list[NDArray[Any]]:
     """Everything that the environment returns in some steps of random actions."""
     actions = copy.deepcopy(env.action_space)  # whose generator may be the environment's too
     actions.seed(probe)
-    seen = [np.asarray(env.reset(seed=seed_of(probe, 0))[0])]
+
+    def arrays(obs: Any) -> list[NDArray[Any]]:
+        # As they are given: float32 would hide differences.
+        return [np.array(part_of(obs, key)) for key in env.keys]
+
+    seen = arrays(env.reset(seed=seed_of(probe, 0))[0])
     for _ in range(PROBE_STEPS):
         obs, reward, terminated, truncated, _ = env.step(actions.sample())
-        seen += [np.asarray(obs), np.asarray([reward, terminated, truncated], np.float64)]
+        seen += [*arrays(obs), np.asarray([reward, terminated, truncated], np.float64)]
         if terminated or truncated:
-            seen.append(np.asarray(env.reset()[0]))
+            seen += arrays(env.reset()[0])
     return seen

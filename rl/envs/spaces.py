@@ -1,5 +1,6 @@
-"""The size of an environment's observations and the kind of its actions, which is all that an agent needs to know."""
+"""The kinds of an environment's observations and actions, which are all that an agent needs to know."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,31 +8,48 @@ from typing import Any
 from gymnasium import spaces
 
 from rl.envs.actions import Actions, actions_from_dict, actions_of, squashed
-from rl.errors import UserError
+from rl.envs.observations import Keys, ObsKey, UnsupportedSpaceError, keys_of, texts_in, vector
+from rl.errors import UserError, one_line
+from rl.reporting import note
 
 
 @dataclass(frozen=True)
 class Spaces:
-    """A flat observation of `obs_size` numbers, and the actions."""
+    """The tensors of an observation, and the actions."""
 
-    obs_size: int
+    obs: Keys
     actions: Actions
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Spaces":
-        """The inverse of `dataclasses.asdict`."""
-        return cls(fields["obs_size"], actions_from_dict(fields["actions"]))
+        """The inverse of `dataclasses.asdict`; also of earlier versions', whose observations were vectors."""
+        obs = vector(fields["obs_size"]) if "obs_size" in fields else tuple(ObsKey(**key) for key in fields["obs"])
+        if not obs:
+            raise ValueError("no observation")
+        return cls(obs, actions_from_dict(fields["actions"]))
 
     @classmethod
     def of(cls, env_id: str, observation: spaces.Space[Any], action: spaces.Space[Any]) -> "Spaces":
-        """Raises `UserError` unless observations are a flat Box and actions of a kind that is supported."""
-        if not (isinstance(observation, spaces.Box) and len(observation.shape) == 1 and observation.shape[0] > 0):
+        """Raises `UserError` unless observations and actions are of a kind that is supported."""
+        try:
+            obs = keys_of(observation)
+        except UnsupportedSpaceError as error:
             raise UserError(
-                f"--env-id {env_id}: its observation space is {observation}; supported is a Box with one dimension"
-                " (gymnasium.wrappers.FlattenObservation makes one of most others)"
-            )
-        return cls(observation.shape[0], actions_of(env_id, action))
+                f"--env-id {env_id}: its observation space has {one_line(str(error))}; supported are Box, Discrete,"
+                " MultiDiscrete, MultiBinary, and Dict and Tuple of these (--env-wrapper can make one of others)"
+            ) from None
+        if texts := texts_in(observation):
+            _note_texts(env_id, ", ".join(texts))
+        return cls(obs, actions_of(env_id, action))
+
+    def has_images(self) -> bool:
+        return any(key.is_image for key in self.obs)
 
     def squashed(self, env_id: str) -> "Spaces":
         """These spaces, with actions that tanh maps into their bounds; raises `UserError` if there are none."""
         return replace(self, actions=squashed(env_id, self.actions))
+
+
+@functools.cache
+def _note_texts(env_id: str, texts: str) -> None:
+    note(f"--env-id {env_id}: the agent does not see the text of its observations ({texts})")

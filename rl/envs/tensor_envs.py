@@ -12,6 +12,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from typing_extensions import Self
 
+from rl.envs.observations import Obs, as_tensors
 from rl.envs.spaces import Spaces
 from rl.envs.types import Step
 from rl.seeding import INITIAL, TRANSITION, Noise
@@ -25,7 +26,7 @@ class TensorEnv(ABC):
     so none may read a tensor's values: `torch.where` instead of `if`, and no tensor made from Python numbers.
     """
 
-    observation_space: gym.spaces.Box
+    observation_space: gym.spaces.Space[Any]
     action_space: gym.Space[Any]
     max_episode_steps: int
     initial_noise_size: int
@@ -41,8 +42,8 @@ class TensorEnv(ABC):
     def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
         """The next states, given actions int64 [N] counted from 0, or float32 [N, ...] within bounds."""
 
-    def observation(self, state: Tensor) -> Tensor:
-        """Observations [N, D] of states; the states themselves, unless overridden."""
+    def observation(self, state: Tensor) -> Any:
+        """Observations [N, ...] of states, or a dict of them; the states themselves, unless overridden."""
         return state
 
     @abstractmethod
@@ -87,7 +88,7 @@ class TensorEnvs:
         self.num_envs = num_envs
         self.device = torch.device("cpu")
 
-    def reset(self, seed: int, first_env: int = 0) -> Tensor:
+    def reset(self, seed: int, first_env: int = 0) -> Obs:
         sizes = {INITIAL: self.env.initial_noise_size, TRANSITION: self.env.transition_noise_size}
         self.noise = [
             Noise(seed, stream, first_env, self.num_envs, size, self.device) for stream, size in sizes.items()
@@ -95,7 +96,7 @@ class TensorEnvs:
         self.num_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         return self.restart()
 
-    def restart(self) -> Tensor:
+    def restart(self) -> Obs:
         self.state = self.start(self.num_steps)
         return self.observe(self.state)
 
@@ -108,9 +109,9 @@ class TensorEnvs:
             episode_return=torch.zeros(self.num_envs, device=self.device),
         )
 
-    def observe(self, state: EnvState) -> Tensor:
-        """Observations [N, D] (float32)."""
-        return self.env.observation(state.state).float()
+    def observe(self, state: EnvState) -> Obs:
+        """Observations [N, ...]."""
+        return as_tensors(self.spaces.obs, self.env.observation(state.state))
 
     def draw(self, step: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
         """The noise of T steps from `step` on: [T, N, ...] to start episodes, and [T, N, ...] for transitions.
@@ -137,7 +138,7 @@ class TensorEnvs:
         )
         step = Step(
             obs=self.observe(after),
-            next_obs=self.env.observation(state).float(),
+            next_obs=as_tensors(self.spaces.obs, self.env.observation(state)),
             reward=reward,
             terminated=terminated,
             truncated=truncated,
@@ -161,7 +162,7 @@ class TensorEnvs:
     def state_dict(self) -> dict[str, Any]:
         return {name: value.cpu() for name, value in self.state._asdict().items()}
 
-    def load_state_dict(self, state: Mapping[str, Any], num_steps: int) -> Tensor | None:
+    def load_state_dict(self, state: Mapping[str, Any], num_steps: int) -> Obs | None:
         self.num_steps = torch.full((), num_steps, dtype=torch.int64, device=self.device)
         saved = EnvState(*(state[name].to(self.device) for name in EnvState._fields))
         if [field.shape for field in saved] != [field.shape for field in self.state]:
@@ -173,7 +174,7 @@ class TensorEnvs:
         """Does nothing: there are no processes or windows."""
 
 
-class TensorVectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Tensor]):
+class TensorVectorEnv(gym.vector.VectorEnv[Any, Tensor, Tensor]):
     """N tensor environments as a vector environment of Gymnasium's, whose arrays are tensors on one device.
 
     The step that ends an episode resets it (SAME_STEP). In `info`, `final_obs` and `episode` (return r, length l) are
@@ -193,14 +194,14 @@ class TensorVectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Tensor]):
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Tensor, dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Starts an episode everywhere, new ones without a seed; raises `ValueError` for several seeds."""
         if isinstance(seed, Sequence):
             raise ValueError(f"seed {seed}: must be one number; every environment derives its own randomness from it")
         self.last_seed = self.last_seed + 1 if seed is None else seed
         return self.envs.reset(self.last_seed), {}
 
-    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+    def step(self, actions: Tensor) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Takes actions as the space has them; real ones are clipped to their bounds.
 
         Raises:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rl import tree
+from rl.envs.observations import Obs
 from rl.errors import require
 from rl.learners.learner import (
     Learner,
@@ -26,6 +27,7 @@ from rl.rollout import Rollout
 from rl.seeding import Shuffle
 
 ADAPTED_RATES = (1e-5, 1e-2)
+FRAME_BYTES = 4096  # of a row; larger ones are not copied all at once, which would be faster
 
 
 class Estimates(NamedTuple):
@@ -39,7 +41,7 @@ class Estimates(NamedTuple):
 class Rows(NamedTuple):
     """What PPO learns from; every field is [B, ...]."""
 
-    obs: Tensor
+    obs: Obs
     action: Tensor
     log_prob: Tensor  # of the policy that acted
     value: Tensor  # of the critic when it acted
@@ -155,7 +157,11 @@ class PPO(Learner[Estimates, Rows]):
     def minibatches(self, samples: Rows, shuffle: Shuffle) -> Iterator[Rows]:
         """All rows in a new order, in minibatches of almost equal size."""
         order = shuffle.order(len(samples.weight))
-        yield from tree.split(tree.index(samples, order), self.config.minibatches_of(len(order)))
+        num_parts = self.config.minibatches_of(len(order))
+        if sum(field[0].nbytes for field in tree.leaves(samples)) < FRAME_BYTES:
+            yield from tree.split(tree.index(samples, order), num_parts)
+        else:
+            yield from (tree.index(samples, rows) for rows in order.tensor_split(num_parts))
 
     def loss(self, policy: Policy, samples: Rows) -> tuple[Tensor, Metrics]:
         """PPO's loss over a minibatch (Schulman et al. 2017, eq. 9, negated)."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rl import tree
+from rl.envs.observations import Obs
 from rl.errors import require
 from rl.learners.learner import (
     Learner,
@@ -36,7 +37,7 @@ class Estimates(NamedTuple):
 class Rows(NamedTuple):
     """What REINFORCE learns from; every field is [B, ...]."""
 
-    obs: Tensor
+    obs: Obs
     action: Tensor
     return_to_go: Tensor
     advantage: Tensor  # normalized if the flag says so

@@ -15,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rl import tree
 from rl.config import Config
 from rl.envs.gym_envs import GymEnvs
 from rl.envs.make import EnvConfig, make_envs, make_single, making
+from rl.envs.observations import as_arrays, part_of
 from rl.envs.types import Envs
 from rl.errors import EnvError, UserError
 from rl.models.agent import Agent
@@ -71,27 +73,35 @@ def evaluate_run(config: Config[Any], policy: Agent, max_seconds: float = math.i
 
 
 @torch.no_grad()
-def act(policy: Agent, obs: NDArray[Any]) -> NDArray[Any]:
-    """The most likely action for an observation [D], or those for several [N, D], as the environment takes them.
+def act(policy: Agent, obs: Any) -> NDArray[Any]:
+    """The most likely action for an observation, or those for a batch of N, as the environment takes them.
 
     Raises:
-        ValueError: The observation has another shape.
+        ValueError: The observation has another shape, or lacks a key.
     """
-    size = policy.spaces.obs_size
-    if np.ndim(obs) not in (1, 2) or np.shape(obs)[-1] != size:
-        raise ValueError(f"observation of shape {np.shape(obs)}: must be [D] or [N, D] with D={size}")
-    distribution, _ = policy(torch.as_tensor(obs, dtype=torch.float32, device=policy.critic.weight.device))
+    keys, device = policy.spaces.obs, policy.critic.weight.device
+    for key in keys:
+        try:
+            shape = np.shape(part_of(obs, key))
+        except (LookupError, TypeError):
+            raise ValueError(f"observation without {key.name}") from None
+        if shape not in (key.shape, (*shape[:1], *key.shape)):
+            must = f"{list(key.shape)} or [N{''.join(f', {size}' for size in key.shape)}]"
+            raise ValueError(f"observation{f' {key.name}' if key.name else ''} of shape {shape}: must be {must}")
+    distribution, _ = policy(tree.map(lambda array: torch.from_numpy(array).to(device), as_arrays(keys, obs)))
     return policy.spaces.actions.to_env(distribution.mode().cpu().numpy())
 
 
-def load_policy(path: str | Path) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """The trained policy of a checkpoint: maps an observation [D], or several [N, D], to the most likely action.
+def load_policy(path: str | Path, *, allow_import: bool = False) -> Callable[[Any], NDArray[Any]]:
+    """The trained policy of a checkpoint: maps an observation, or a batch of them, to the most likely action.
+
+    An encoder of your own is imported, and so run, only if `allow_import` permits it.
 
     Raises:
-        CheckpointError: The file is damaged, or is not a checkpoint of this program.
+        CheckpointError: The file is damaged, is not a checkpoint of this program, or needs a module to be imported.
         OSError: There is no such file, or it cannot be read.
     """
-    return functools.partial(act, agent_of(read_checkpoint(path)))
+    return functools.partial(act, agent_of(read_checkpoint(path), allow_import=allow_import))
 
 
 def record_video(policy: Agent, config: EnvConfig, path: Path, *, seed: int, max_steps: int) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl import tree
 from rl.dist.ranks import Ranks
 from rl.errors import EnvError, NumericError
 from rl.rollout import Rollout
@@ -103,12 +104,16 @@ class Finite:
     def look(self, rollout: Rollout) -> dict[str, Tensor]:
         """Counts the rows whose observation or reward is not finite, and remembers the first one."""
         if rollout.reward.device.type == "cpu":
-            fields = (rollout.next_obs, rollout.obs, rollout.reward)
-            if math.isfinite(sum(field.sum(dtype=torch.float64).item() for field in fields)):  # then every term is
+            fields = tree.leaves((rollout.next_obs, rollout.obs, rollout.reward))
+            sums = (field.sum(dtype=torch.float64).item() for field in fields if field.is_floating_point())
+            if math.isfinite(sum(sums)):  # then every term is
                 self.num_steps += len(rollout.reward)
                 self.num_envs = rollout.reward.shape[1]
                 return {"Count/bad_rows": torch.zeros(())}
-        good = rollout.next_obs.isfinite().all(-1) & rollout.obs.isfinite().all(-1) & rollout.reward.isfinite()
+        good = rollout.reward.isfinite()
+        for field in tree.leaves((rollout.next_obs, rollout.obs)):
+            if field.is_floating_point():
+                good = good & field.isfinite().reshape(*good.shape, -1).all(-1)
         bad = ~good.flatten()
         row = self.num_steps * good.shape[1] + bad.int().argmax()
         self.first_bad = torch.where((self.first_bad < 0) & bad.any(), row, self.first_bad)

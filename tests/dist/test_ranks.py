@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rl.models.agent import Agent, Network
 from rl.dist.ranks import Ranks, pack, unpack
 from rl.envs.actions import DiscreteActions
+from rl.envs.observations import vector
 from rl.envs.spaces import Spaces
 from rl.dist.launch import rank
 from rl.learners.ppo import PPO, PPOConfig
@@ -113,7 +114,7 @@ def _gradient(num_parts: int) -> tuple[Tensor, Tensor]:
     size = 8 // num_parts
     rollout = Rollout(*(field[:, rank() * size : (rank() + 1) * size] for field in synthetic_rollout()))
     torch.manual_seed(0)
-    policy = Agent(Spaces(3, DiscreteActions(2)), Network(ortho_init=False))
+    policy = Agent(Spaces(vector(3), DiscreteActions(2)), Network(ortho_init=False))
     agent = DistributedDataParallel(policy) if num_parts > 1 else policy
     with torch.no_grad():
         estimates = LEARNER.estimate(policy, rollout)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rl.envs.actions import BoxActions, DiscreteActions
 from rl.envs.make import EnvConfig, make_envs
+from rl.envs.observations import vector
 from rl.envs.spaces import Spaces
 from rl.learners.ppo import PPO, PPOConfig, Rows, clipped_surrogate, squared_error
 from rl.models.agent import Agent, Network
@@ -19,7 +20,7 @@ from rl.models.distributions import Categorical
 from rl.rollout import Rollout, make_collector
 from rl.seeding import Shuffle
 
-SPACES = Spaces(4, DiscreteActions(2))
+SPACES = Spaces(vector(4), DiscreteActions(2))
 
 
 def agent_for(spaces: Spaces = SPACES, **network: object) -> Agent:
@@ -84,7 +85,7 @@ def test_the_first_minibatch_has_ratio_1() -> None:
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(("env_id", "action"), [("CartPole-v1", "discrete"), ("Pendulum-v1", "box")])
 def test_loss_and_gradient_equal_those_of_stable_baselines3(env_id: str, action: str, normalize: bool) -> None:
-    spaces = SPACES if action == "discrete" else Spaces(3, BoxActions((-2.0,), (2.0,)))
+    spaces = SPACES if action == "discrete" else Spaces(vector(3), BoxActions((-2.0,), (2.0,)))
     agent = agent_for(spaces, shared_encoder=False)
     rollout = collect(agent, env_id, num_steps=210)
     learner = PPOConfig(normalize_advantages=normalize, ent_coef=0.03, vf_coef=0.4, gamma=0.97, gae_lambda=0.9).build()

@@ -17,6 +17,7 @@ from rl.cli import command_line
 from rl.config import CONFIGS
 from rl.dist.ranks import Ranks
 from rl.envs.actions import DiscreteActions
+from rl.envs.observations import vector
 from rl.envs.spaces import Spaces
 from rl.models.agent import Agent, Network
 from rl.models.normalizer import Normalizer
@@ -25,7 +26,7 @@ from rl.rollout import Rollout
 from rl.statistics import Statistics
 from tests.ranks import in_ranks
 
-SPACES = Spaces(3, DiscreteActions(2))
+SPACES = Spaces(vector(3), DiscreteActions(2))
 NETWORK = Network(normalize_obs=True, normalize_reward=True)
 NUM_UPDATES, NUM_STEPS, NUM_ENVS, GAMMA = 5, 16, 12, 0.9
 

@@ -31,6 +31,7 @@ EXCHANGE_TAGS = {
     [
         "",
         "--share-data --env-id CartPole-v1",
+        "--allow-import --env-id tests.seeing:Everything-v0 --normalize-obs",
         "--env-id Pendulum-v1 --target-kl 0.001 --normalize-obs --normalize-reward --squash"
         " --schedule adaptive --desired-kl 0.001",
     ],

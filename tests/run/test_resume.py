@@ -25,7 +25,7 @@ from rl.config import CONFIGS, DecoupledConfig
 from rl.run.checkpoint import from_bytes, read_checkpoint, to_bytes, write_checkpoint
 from rl.run.run import Run
 from rl.run.state import State
-from tests import probes  # noqa: F401 (registers them)
+from tests import probes, seeing  # noqa: F401 (registers them)
 from tests.programs.launch import log_of, succeeded, torchrun
 from tests.states import differences, final_state
 
@@ -67,6 +67,9 @@ VARIANTS = {
     "a batched class that resets in the next step": f"{STEPS} --env-id CartPole-v1",
     "one after the other": f"{STEPS} --env-id CartPole-v1 --vectorization sync",
     "processes": f"{STEPS} --env-id Acrobot-v1 --vectorization async",
+    "images": f"{STEPS} --env-id Frames-v0 --recompute-advantages",
+    "a Dict, normalized": f"{STEPS} --env-id Everything-v0 --normalize-obs",
+    "a replay buffer of a Dict": f"actor-critic {STEPS} --env-id Everything-v0 --total-episodes 9999",
     "Box2D": f"{STEPS} --env-id LunarLander-v3",
     "Box2D that has to be made anew": f"{STEPS} --env-id BipedalWalker-v3",
     "continuous tensors, normalized": f"{STEPS} --env-id Pendulum-v1 --vectorization tensor {NORMALIZED} {ADAPTED}",
