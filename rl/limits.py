@@ -5,7 +5,6 @@ import os
 import torch
 
 from rl.dist.launch import local_world_size
-from rl.envs.actions import BoxActions
 from rl.envs.spaces import Spaces
 from rl.errors import UserError
 from rl.learners.learner import LearnerConfig
@@ -14,7 +13,7 @@ from rl.models.agent import Network
 
 def check_memory(network: Network, learner: LearnerConfig, spaces: Spaces, *, num_envs: int) -> None:
     """Raises `UserError` for rollouts, a replay buffer or a network larger than a rank's part of the memory."""
-    action_size = len(spaces.actions.low) if isinstance(spaces.actions, BoxActions) else 2  # an int64
+    action_size = 2 * spaces.actions.noise_size  # an int64, or less
     row_bytes = 4 * (2 * spaces.obs_size + action_size + 8)
     num_steps = learner.num_steps
     buffer_size = getattr(learner, "buffer_size", 0)

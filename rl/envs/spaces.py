@@ -6,7 +6,8 @@ from typing import Any
 
 from gymnasium import spaces
 
-from rl.envs.actions import Actions, actions_from_dict, actions_of, squashed
+from rl.envs.action_spaces import actions_of
+from rl.envs.actions import Actions, actions_from_dict, squashed
 from rl.errors import UserError
 
 

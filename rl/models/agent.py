@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from rl.envs.actions import DiscreteActions
 from rl.envs.spaces import Spaces
 from rl.errors import UserError, require
-from rl.models.distributions import Categorical, DiagonalGaussian, Distribution, SquashedGaussian
+from rl.models.distributions import Distribution, Mask, distribution_of
 from rl.models.normalizer import CLIP, Normalizer
 
-Policy = Callable[[Tensor], tuple[Distribution, Tensor]]  # an agent, or a wrapper of one
+Policy = Callable[..., tuple[Distribution, Tensor]]  # an agent, or a wrapper of one
 
 LARGEST_DEPTH, LARGEST_WIDTH = 1_000, 2**14
 LOG_STD_BOUNDS = (-20.0, 2.0)
@@ -72,38 +71,31 @@ class Agent(nn.Module):
         self.encoder = _encoder(spaces.obs_size, network)
         self.critic_encoder = None if network.shared_encoder else _encoder(spaces.obs_size, network)
         width = network.hidden_sizes[-1]
-        num_outputs = actions.num_actions if isinstance(actions, DiscreteActions) else len(actions.low)
-        self.actor = nn.Linear(width, num_outputs)
+        self.actor = nn.Linear(width, actions.num_outputs)
         self.critic = nn.Linear(width, 1)
         self.obs_normalizer = Normalizer(spaces.obs_size) if network.normalize_obs else None
         self.return_normalizer = Normalizer(1) if network.normalize_reward else None
         # Ranks update statistics by the same sums; DDP would send them once more before each gradient step.
         buffers = [name for name, _ in self.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)  # type: ignore[no-untyped-call]
-        discrete = isinstance(actions, DiscreteActions)
-        self.squash = not isinstance(actions, DiscreteActions) and actions.squash
-        self.log_std = None if discrete else nn.Parameter(torch.full((num_outputs,), network.log_std_init))
+        num_real = actions.noise_size - len(actions.sizes)
+        self.log_std = nn.Parameter(torch.full((num_real,), network.log_std_init)) if num_real else None
         if network.ortho_init:
             self._init_orthogonally()
 
-    def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
+    def forward(self, obs: Tensor, mask: Mask = ()) -> tuple[Distribution, Tensor]:
         """The distribution over actions and the value [...] at observations [..., D], both in float32.
 
-        They are float32 whatever precision the network computes in, so that losses need not know it.
+        They are float32 whatever precision the network computes in, so that losses need not know it. Whoever needs no
+        more than the value may leave out the mask.
         """
         if self.obs_normalizer is not None:
             obs = self.obs_normalizer(obs)
         obs = obs.to(self.critic.weight.dtype)
         encoded = self.encoder(obs)
         value = self.critic(encoded if self.critic_encoder is None else self.critic_encoder(obs))
-        output = self.actor(encoded).float()
-        distribution = (
-            Categorical.from_logits(output)
-            if self.log_std is None
-            else (SquashedGaussian if self.squash else DiagonalGaussian)(
-                output, bounded(self.log_std.float()).expand_as(output)
-            )
-        )
+        log_std = None if self.log_std is None else bounded(self.log_std.float())
+        distribution = distribution_of(self.spaces.actions, self.actor(encoded).float(), log_std, mask)
         return distribution, value.squeeze(-1).float()
 
     def scaled(self, reward: Tensor) -> Tensor:
@@ -145,9 +137,9 @@ def weight_views(policy: nn.Module, vector: Tensor) -> dict[str, Tensor]:
     return {n: part.view(p.shape) for n, part, p in zip(names, parts, parameters, strict=True)}
 
 
-def call_with(policy: Agent, vector: Tensor, obs: Tensor) -> tuple[Distribution, Tensor]:
+def call_with(policy: Agent, vector: Tensor, obs: Tensor, mask: Mask = ()) -> tuple[Distribution, Tensor]:
     """The policy's output for observations with `vector` [P] as its parameters."""
-    return cast(tuple[Distribution, Tensor], functional_call(policy, weight_views(policy, vector), (obs,)))
+    return cast(tuple[Distribution, Tensor], functional_call(policy, weight_views(policy, vector), (obs, mask)))
 
 
 class Weights:

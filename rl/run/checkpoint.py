@@ -213,6 +213,9 @@ def check_types(dataclass: Any) -> None:
     for field in fields(dataclass):
         value = getattr(dataclass, field.name)
         check_types(value) if is_dataclass(value) else check_type(value, hints[field.name])
+        for part in value if isinstance(value, tuple) else ():
+            if is_dataclass(part):
+                check_types(part)
 
 
 def to_bytes(state: Mapping[str, Any]) -> torch.Tensor:

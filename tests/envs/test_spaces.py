@@ -142,7 +142,6 @@ def test_spaces_that_an_agent_can_act_on(space: gym.Space, expected: DiscreteAct
         (gym.spaces.Discrete(4), gym.spaces.Discrete(2)),
         (gym.spaces.Box(0, 1, (2, 2)), gym.spaces.Discrete(2)),
         (gym.spaces.Box(0, 1, ()), gym.spaces.Discrete(2)),
-        (gym.spaces.Box(0, 1, (1,)), gym.spaces.MultiDiscrete([2, 2])),
         (gym.spaces.Box(0, 1, (1,)), gym.spaces.Box(0, 3, (2, 0))),
         (gym.spaces.Box(0, 1, (1,)), gym.spaces.Box(0, 3, (1,), np.longdouble)),
     ],
