@@ -27,10 +27,6 @@ import tyro
 from programs import ROOT, launched, logged_in
 
 MILLION = "--total-timesteps 1000000 --eval-episodes 20"
-CARTPOLE = (
-    "--env-id CartPole-v1 --total-timesteps 100000 --num-steps 64 --update-epochs 10 --learning-rate 2e-3"
-    " --gamma 0.99 --gae-lambda 0.9 --no-shared-encoder"
-)
 TASKS = {
     "halfcheetah": f"--env-id HalfCheetah-v5 {MILLION}",
     "hopper": f"--env-id Hopper-v5 {MILLION}",
@@ -41,19 +37,16 @@ TASKS = {
     "reacher": f"--env-id Reacher-v5 {MILLION}",
     "inverteddoublependulum": f"--env-id InvertedDoublePendulum-v5 {MILLION}",
     "bipedalwalker": f"--env-id BipedalWalker-v3 {MILLION}",
-    "lunarlander": "--env-id LunarLander-v3 --total-timesteps 500000 --ortho-init --num-envs 2 --num-steps 2048"
-    " --per-rank-batch-size 64 --update-epochs 10 --learning-rate 1e-3 --gamma 0.995 --ent-coef 0.01"
-    " --no-shared-encoder --activation-function relu",
+    "lunarlander": f"--env-id LunarLander-v3 {MILLION}",
     "lunarlander-continuous": f"--env-id LunarLanderContinuous-v3 {MILLION}",
     "mountaincarcontinuous": "--env-id MountainCarContinuous-v0 --eval-episodes 20",
-    "pendulum": "--env-id Pendulum-v1 --total-timesteps 300000 --num-envs 8 --num-steps 256 --per-rank-batch-size 128"
-    " --update-epochs 10 --learning-rate 1e-3 --no-shared-encoder --eval-episodes 100",
+    "pendulum": "--env-id Pendulum-v1 --eval-episodes 100",
     "acrobot": "--env-id Acrobot-v1 --eval-episodes 20",
-    "cartpole": f"{CARTPOLE} --num-envs 8 --per-rank-batch-size 128",
-    "cartpole-one-player": f"{CARTPOLE} --num-envs 16 --per-rank-batch-size 64",
+    "cartpole": "--env-id CartPole-v1",
+    "cartpole-one-player": "--env-id CartPole-v1 --num-envs 16 --num-minibatches 16",
     # The settings of the example that these programs grew from.
-    "cartpole-example": "--env-id CartPole-v1 --num-envs 4 --num-steps 128 --per-rank-batch-size 64 --update-epochs 10"
-    " --total-timesteps 65536",
+    "cartpole-example": "--config none --env-id CartPole-v1 --num-envs 4 --num-steps 128 --num-minibatches 8"
+    " --update-epochs 10 --learning-rate 3e-3 --gamma 0.95 --shared-encoder --total-timesteps 65536",
     "custom": "",
     "custom-small": "--total-timesteps 300000 --num-envs 32",
 }

@@ -54,14 +54,14 @@ def returns_to_go(reward: Tensor, ended: Tensor, gamma: float) -> Tensor:
 
 
 def discounted_returns(before: Tensor, reward: Tensor, ended: Tensor, gamma: float) -> Tensor:
-    """Sums [T, N] of an episode's rewards up to each step, discounted once a step, from tensors [T, N].
+    """Sums [T, N] (float64) of an episode's rewards up to each step, discounted once a step, from tensors [T, N].
 
-    `before` [N] are those of the step before the first one, or 0 where an episode begins.
+    `before` [N] (float64) are those of the step before the first one, or 0 where an episode begins.
     """
 
     def step(last: Running, reward: Tensor, ended: Tensor) -> tuple[Running, Running]:
-        now = torch.add(reward, last.discounted_return, alpha=gamma)
+        now = reward + gamma * last.discounted_return
         return Running(now * ~ended), Running(now)
 
-    _, running = scan(step, Running(before), (reward, ended), Running)
+    _, running = scan(step, Running(before), (reward.double(), ended), Running)
     return running.discounted_return

@@ -11,6 +11,7 @@ from torch import Tensor
 from rl import tree
 from rl.compile import Execution
 from rl.dist.launch import rank
+from rl.envs.masks import Mask
 from rl.envs.tensor_envs import EnvState, TensorEnvs
 from rl.envs.types import Envs, Step
 from rl.models.agent import Agent, Policy, call_with, weight_vector
@@ -22,7 +23,7 @@ class Rollout(NamedTuple):
 
     obs: Tensor  # [T, N, D] float32
     next_obs: Tensor  # [T, N, D] float32, where the action led; the final observation of an episode that ended
-    action: Tensor  # [T, N] int64 or [T, N, A] float32, as sampled, before the environment's bounds
+    action: Tensor  # [T, N] int64, or [T, N, C] int64 or float32, as sampled, before the environment's bounds
     log_prob: Tensor  # [T, N] float32, of the action under the policy that took it
     value: Tensor  # [T, N] float32, of obs
     next_value: Tensor  # [T, N] float32, of next_obs
@@ -32,26 +33,27 @@ class Rollout(NamedTuple):
     weight: Tensor  # [T, N] float32, 0 for a row that no loss may see, else 1
     episode_return: Tensor  # [T, N] float32, of the episode that ended here, else 0
     episode_length: Tensor  # [T, N] float32, likewise
+    mask: Mask = ()  # [T, N, ΣA] bool, the legal actions at obs; () if all are, in all states
 
 
 class Decision(NamedTuple):
     """What the policy decides at observations [N, D]."""
 
-    action: Tensor  # [N] int64 or [N, A] float32
+    action: Tensor  # [N] int64, or [N, C] int64 or float32
     log_prob: Tensor  # [N] float32
     value: Tensor  # [N] float32
 
 
-def decide(policy: Policy, obs: Tensor, noise: Tensor) -> Decision:
-    """Samples actions at observations [N, D] from uniform noise [N, ...]."""
-    distribution, value = policy(obs)
+def decide(policy: Policy, obs: Tensor, mask: Mask, noise: Tensor) -> Decision:
+    """Samples legal actions at observations [N, D] from uniform noise [N, ...]."""
+    distribution, value = policy(obs, mask)
     action = distribution.sample(noise)
     return Decision(action, distribution.log_prob(action), value)
 
 
-def row(obs: Tensor, decision: Decision, step: Step) -> Rollout:
+def row(obs: Tensor, mask: Mask, decision: Decision, step: Step) -> Rollout:
     """One step [N, ...] of a rollout; `next_value` is a placeholder until the rollout is complete."""
-    return Rollout(**(step._asdict() | decision._asdict() | {"obs": obs, "next_value": decision.value}))
+    return Rollout(**(step._asdict() | decision._asdict() | {"obs": obs, "mask": mask, "next_value": decision.value}))
 
 
 class Collector:
@@ -65,7 +67,7 @@ class Collector:
         self.num_steps = torch.zeros((), dtype=torch.int64, device=envs.device)
         self.num_played = 0
         self.obs = envs.reset(seed, first_env)
-        self.discounted_return = torch.zeros(envs.num_envs, device=envs.device)
+        self.discounted_return = torch.zeros(envs.num_envs, dtype=torch.float64, device=envs.device)
         self.decide = execution.step(functools.partial(decide, policy))
 
     def restart(self) -> None:
@@ -77,9 +79,10 @@ class Collector:
         """The rollout [T, N, ...] of the next T steps."""
         rows, num_ignored = [], self.envs.num_ignored
         for noise in self.noise.at(self.num_steps, num_steps):
-            decision = self.decide(self.obs, noise)
+            mask = self.envs.mask
+            decision = self.decide(self.obs, mask, noise)
             step = self.envs.step(decision.action)
-            rows.append(row(self.obs, decision, step))
+            rows.append(row(self.obs, mask, decision, step))
             self.obs = step.obs
         self.num_steps = self.num_steps + num_steps
         self.num_played += num_steps * self.envs.num_envs - (self.envs.num_ignored - num_ignored)
@@ -127,7 +130,7 @@ class TensorCollector:
         self.num_steps = torch.zeros((), dtype=torch.int64, device=envs.device)
         self.num_played = 0
         envs.reset(seed, first_env)
-        self.discounted_return = torch.zeros(envs.num_envs, device=envs.device)
+        self.discounted_return = torch.zeros(envs.num_envs, dtype=torch.float64, device=envs.device)
         self.play_step = execution.part(self._play_step)
         self.play = execution.loop(self._play)
 
@@ -155,9 +158,10 @@ class TensorCollector:
         self, policy: Policy, before: EnvState, noise: Tensor, *env_noise: Tensor
     ) -> tuple[EnvState, Rollout]:
         obs = self.envs.observe(before)
-        decision = decide(policy, obs, noise)
+        mask = self.envs.legal(before)
+        decision = decide(policy, obs, mask, noise)
         after, step = self.envs.advance(before, decision.action, *env_noise)
-        return after, row(obs, decision, step)
+        return after, row(obs, mask, decision, step)
 
     def state_dict(self) -> dict[str, Any]:
         envs = {"discounted_return": self.discounted_return.cpu(), **self.envs.state_dict()}

@@ -64,4 +64,4 @@ class Statistics:
     def _sums(self) -> Tensor:
         """This rank's part [K] (float64) of the statistics; [0] without normalizers."""
         sums = (normalizer.sums(values, weight) for normalizer, values, weight in self.measured)
-        return torch.cat([self.totals[:0].double(), *sums])
+        return torch.cat([self.collector.discounted_return[:0].double(), *sums])

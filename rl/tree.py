@@ -9,7 +9,7 @@ from torch._higher_order_ops.scan import scan as compiled_scan
 
 TreeType = TypeVar("TreeType")
 Carry = TypeVar("Carry", bound=tuple[Tensor, ...])  # a NamedTuple of tensors
-Output = TypeVar("Output", bound=tuple[Tensor, ...])  # likewise
+Output = TypeVar("Output", bound=tuple[Any, ...])  # a NamedTuple of trees
 
 
 def map(function: Callable[..., Any], tree: TreeType, *others: TreeType) -> TreeType:
@@ -79,7 +79,7 @@ def scan(
         def plain_step(plain: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> tuple[Any, Any]:
             after, output = step(type(carry)(*plain), *now)
             # The compiled loop takes plain tuples only, and no tensor may be both carry and output.
-            return tuple(after), tuple(field.clone() for field in output)
+            return tuple(after), map(torch.clone, tuple(output))
 
         after, outputs = compiled_scan(plain_step, tuple(carry), inputs, reverse=reverse)
         return type(carry)(*after), output_type(*outputs)

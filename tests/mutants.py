@@ -28,6 +28,34 @@ class Mutant(NamedTuple):
 
 MUTANTS = (
     Mutant(
+        "statistics count rows that no loss may see",
+        "rl/models/normalizer.py",
+        "rows = weight.flatten().double()",
+        "rows = torch.ones_like(weight.flatten().double())",
+        "tests/models/test_normalizer.py -k rows_that_count",
+    ),
+    Mutant(
+        "statistics change before the rollout that they were measured in is learned from",
+        "rl/statistics.py",
+        "        return total[: len(values)]",
+        "        self.update()\n        return total[: len(values)]",
+        "tests/models/test_normalizer.py -k policy_that_acted",
+    ),
+    Mutant(
+        "discounted returns run on after an episode",
+        "rl/returns.py",
+        "return Running(now * ~ended), Running(now)",
+        "return Running(now), Running(now)",
+        "tests/models/test_normalizer.py -k go_on_where",
+    ),
+    Mutant(
+        "advantages are recomputed with the values of the policy that acted",
+        "rl/session.py",
+        "rollout._replace(value=value, next_value=next_value)",
+        "rollout._replace(next_value=next_value)",
+        "tests/test_session.py -k later_epochs",
+    ),
+    Mutant(
         "the same environments on all ranks",
         "rl/session.py",
         "first_env = ranks.rank * envs.num_envs",

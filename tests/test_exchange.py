@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from rl import tree
 from rl.dist.launch import rank
 from rl.dist.ranks import Ranks
 from rl.envs.actions import DiscreteActions
@@ -82,7 +83,7 @@ def test_every_row_reaches_one_trainer_an_epoch_and_weighs_the_same(
     (metrics, weights), *trainers = in_ranks(_both_ends, num_trainers + 1, tmp_path, num_rows, shared)
     rows = make_rows(num_rows)
     epochs = [Rows(*epoch) for _, epoch, _, _ in trainers]
-    learned = Rows(*map(torch.cat, zip(*epochs, strict=True)))
+    learned = tree.cat(epochs)
     real = learned.weight > 0
     assert sorted(learned.target[real].tolist()) == rows.target[rows.weight > 0].tolist()
     # All weights grew by one factor, which keeps their mean over all rows at 1.

@@ -14,6 +14,7 @@ import yaml
 import train_torch
 from rl.cli import command_line, parse, read_flags
 from rl.config import CONFIGS, Config, DecoupledConfig
+from rl.envs.options import kwargs_of
 from rl.errors import UserError
 from rl.recipes import SHIPPED, note_recipe, recipe_for, shipped
 
@@ -101,6 +102,24 @@ def test_values_of_a_file_are_read_as_those_of_flags() -> None:
     assert values(read("--config my.yaml")) == values(replace(expected, log_dir=str(Path("logs").absolute())))
 
 
+def test_arguments_of_environments_in_a_file_keep_their_types() -> None:
+    text = "env-kwargs: {n: 1e-4, s: '1', l: [1, 2.5], d: {a: 1e3}, t: 'true', b: true, q: 'a: b', e: '', o: null}"
+    Path("my.yaml").write_text(text)
+    expected = {
+        "n": 1e-4,
+        "s": "1",
+        "l": [1, 2.5],
+        "d": {"a": 1e3},
+        "t": "true",
+        "b": True,
+        "q": "a: b",
+        "e": "",
+        "o": None,
+    }
+    kwargs = kwargs_of(read("--config my.yaml").env.env_kwargs)
+    assert kwargs == expected and [*map(type, kwargs.values())] == [*map(type, expected.values())]
+
+
 def test_a_file_may_name_the_learner() -> None:
     Path("my.yaml").write_text("learner: reinforce\nbaseline: true")
     assert read("--config my.yaml") == read("reinforce --config my.yaml")
@@ -119,6 +138,10 @@ def test_a_file_may_name_the_learner() -> None:
         ("clip-vloss: 1", "--config my.yaml: clip-vloss 1: must be true or false"),
         ("allow-import: true", "--config my.yaml: allow-import: only the command line can say this; leave it out"),
         ("hidden-sizes: [8, --allow-import]", "--config my.yaml: hidden-sizes: must be values, not flags"),
+        ("learner: [ppo]", "--config my.yaml: learner ['ppo']: must be one of ppo, "),
+        ("learner: reinforce\nclip-coef: 0.1", "--config my.yaml: clip-coef: is a flag of ppo, not of reinforce"),
+        ("learning-rate: 1e-4\nlearning_rate: 1e-3", "--config my.yaml: has a key twice, once with - and once with _"),
+        ("gamma: {a: 1}", "--config my.yaml: gamma {'a': '1'}: must be a value, or a list of values"),
         ("learner: sac", "--config my.yaml: learner sac: must be one of ppo, "),
         ("gamma 0.9", "--config my.yaml: must hold flags and their values, such as"),
         ("gamma: [0.9", "--config my.yaml: is not YAML: ParserError: "),

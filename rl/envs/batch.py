@@ -4,7 +4,9 @@ import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import RecordVideo
 
@@ -19,11 +21,15 @@ def make_seeded(
 ) -> SeededEpisodes:
     """One environment; `film` is a file for its first episode."""
     if film is None:
-        return SeededEpisodes(make_env(env_id, kwargs, wrappers))
+        return SeededEpisodes(partial(make_env, env_id, kwargs, wrappers))
     warnings.filterwarnings("ignore", ".*Overwriting existing videos", UserWarning)  # the folder holds other films
-    env = make_env(env_id, kwargs, wrappers, render_mode="rgb_array")
     folder, name = str(film.parent), film.stem
-    return SeededEpisodes(RecordVideo(env, folder, episode_trigger=lambda n: n == 0, name_prefix=name))
+
+    def filmed() -> gym.Env[Any, Any]:
+        env = make_env(env_id, kwargs, wrappers, render_mode="rgb_array")
+        return RecordVideo(env, folder, episode_trigger=lambda n: n == 0, name_prefix=name)
+
+    return SeededEpisodes(filmed)
 
 
 def make_batch(

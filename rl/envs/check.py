@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from gymnasium.utils import env_checker
+from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from rl import tree
+from rl.envs.action_spaces import actions_of
+from rl.envs.masks import without_halves
 from rl.envs.spaces import Spaces
-from rl.envs.tensor_envs import TensorEnv, TensorEnvs
+from rl.envs.tensor_envs import TensorEnv, TensorEnvs, rows_of
 from rl.errors import UserError, described
 
 NUM_ENVS, NUM_EPISODES, NUM_STEPS = 5, 4, 10
@@ -70,16 +73,15 @@ def _check_tensor_env(env: TensorEnv, name: str, device: torch.device) -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         device = torch.device("meta")  # tensors without values, which do not mix with the CPU's either
     envs = TensorEnvs(_Watched(env, name).stepped(), NUM_ENVS, name).to(device)
-    actions = copy.deepcopy(env.action_space)
+    actions = batch_space(copy.deepcopy(env.action_space), NUM_ENVS)
     actions.seed(0)
-    start = int(actions.start) if isinstance(actions, gym.spaces.Discrete) else None
     with torch.no_grad():
         envs.reset(seed=0)
         for _ in range(NUM_EPISODES):
             for _ in range(NUM_STEPS):
-                sampled = np.stack([actions.sample() for _ in range(NUM_ENVS)])
-                action = sampled.reshape(NUM_ENVS, -1).astype(np.float32) if start is None else sampled - start
-                envs.step(torch.as_tensor(action, device=device))
+                envs.legal(envs.state)
+                row = rows_of(env.action_space, actions.sample(), NUM_ENVS, torch.device("cpu")).to(device)
+                envs.step(row[:, 0] if isinstance(env.action_space, gym.spaces.Discrete) else row)
             envs.restart()
 
 
@@ -102,15 +104,17 @@ class _Watched:
 
     def __init__(self, env: TensorEnv, name: str) -> None:
         self.env, self.name = env, name
+        self.actions = actions_of(name, env.action_space)
 
     def stepped(self) -> TensorEnv:
         """The environment, with functions that are checked."""
         env = copy.copy(self.env)
-        for function in ("initial", "transition", "observation", "reward", "terminal"):
+        own_mask = ["mask"] if type(env).mask is not TensorEnv.mask else []
+        for function in ("initial", "transition", "observation", "reward", "terminal", *own_mask):
             setattr(env, function, functools.partial(self._call, function))
         return env
 
-    def _call(self, name: str, *args: Tensor) -> Tensor:
+    def _call(self, name: str, *args: Any) -> Tensor:
         """What a function returns, if it returns the same a second time, and for an environment alone."""
         result, again = self._once(name, *args), self._once(name, *args)
         if result.is_meta:
@@ -118,18 +122,20 @@ class _Watched:
         if not torch.equal(result.nan_to_num(), again.nan_to_num()):
             raise self._wrong(name, "gives something else the second time; what is random must come from the noise")
         for n in (0, NUM_ENVS - 1):
-            alone = self._once(name, *(arg[n : n + 1] for arg in args))
+            alone = self._once(name, *tree.index(args, slice(n, n + 1)))
             if not torch.allclose(alone[0].double(), result[n].double(), rtol=1e-3, atol=1e-5, equal_nan=True):
                 given = f"{alone[0].tolist()} for an environment alone and {result[n].tolist()} among {NUM_ENVS}"
                 raise self._wrong(name, f"gives {given}; must treat each environment by itself")
         if name == "observation":
             self._check_within(result)
+        if name == "mask" and not without_halves(result, self.actions.sizes).any(-1).all():
+            raise self._wrong(name, "gives a row without a legal action; must allow one in every state")
         if name == "reward" and not result.isfinite().all():
             raise self._wrong(name, f"gives {result[~result.isfinite()][0]:g}; must be finite numbers")
         return result
 
-    def _once(self, name: str, *args: Tensor) -> Tensor:
-        kept, generator = [arg.clone() for arg in args], torch.get_rng_state()
+    def _once(self, name: str, *args: Any) -> Tensor:
+        kept, generator = tree.map(torch.clone, args), torch.get_rng_state()
         try:
             with _Blind():
                 result = getattr(self.env, name)(*args)
@@ -139,9 +145,10 @@ class _Watched:
             raise self._wrong(name, f"{what}, at {_place(error)}") from error
         if not torch.equal(torch.get_rng_state(), generator):
             raise self._wrong(name, "draws from torch's generator; what is random must come from the noise")
-        for number, (arg, before) in enumerate(zip(args, kept, strict=True), 1):
-            if not arg.is_meta and not torch.equal(arg.nan_to_num(), before.nan_to_num()):
-                raise self._wrong(name, f"changes its argument {number} in place; must leave it as it is")
+        for number, both in enumerate(zip(args, kept, strict=True), 1):
+            for arg, before in zip(*map(tree.leaves, both), strict=True):
+                if not arg.is_meta and not torch.equal(arg.nan_to_num(), before.nan_to_num()):
+                    raise self._wrong(name, f"changes its argument {number} in place; must leave it as it is")
         self._check_form(name, result, args[0])
         return result  # type: ignore[no-any-return]
 
@@ -150,10 +157,12 @@ class _Watched:
             raise self._wrong(name, f"gives {type(result).__name__}; must be a tensor")
         obs_shape = self.env.observation_space.shape
         of_one = {"initial": result.shape[1:], "transition": like.shape[1:], "observation": obs_shape}
+        of_one["mask"] = (sum(self.actions.sizes),)
         shape = (len(like), *of_one.get(name, ()))
         if result.shape != shape:
             raise self._wrong(name, f"gives shape {tuple(result.shape)}; must be {shape} with {len(like)} environments")
-        dtype = {"initial": like.dtype, "transition": like.dtype, "terminal": torch.bool}.get(name)
+        dtypes = {"initial": like.dtype, "transition": like.dtype, "terminal": torch.bool, "mask": torch.bool}
+        dtype = dtypes.get(name)
         if result.dtype != dtype if dtype else not result.is_floating_point():
             raise self._wrong(name, f"gives {result.dtype}; must be {dtype or 'floating-point'}")
         if result.device != like.device:

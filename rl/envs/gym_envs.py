@@ -19,9 +19,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rl.envs.actions import CompositeActions
 from rl.envs.failures import QUIET, AnyVectorEnv
 from rl.envs.guard import Guard, Position
 from rl.envs.history import History
+from rl.envs.masks import KEY, Mask, allows_one, checked
 from rl.envs.seeded import seed_of
 from rl.envs.snapshot import restore, snapshot
 from rl.envs.spaces import Spaces
@@ -73,6 +75,7 @@ class GymEnvs:
         self.resets_in_next_step = autoreset == AutoresetMode.NEXT_STEP
         self.resetting = np.zeros(self.num_envs, np.bool_)  # with NEXT_STEP: the next step resets
         self.num_ignored = 0
+        self.mask: Mask = ()
         self.position = Position(self.num_envs, seeded=seeded, where=where)
         self.running_return = np.zeros(self.num_envs)
         self.history = History(env_id, self.num_envs, max_replay_steps)
@@ -95,6 +98,8 @@ class GymEnvs:
     def step(self, action: Tensor) -> Step:
         """Raises `OneEnvError` if an environment raises, hangs, dies, or returns an invalid observation or reward."""
         in_env = self.spaces.actions.to_env(action.cpu().numpy())
+        if self.seeded and isinstance(self.spaces.actions, CompositeActions):
+            in_env = self.spaces.actions.flattened(in_env)
         if self.memory == "episodes":
             self.history.add(in_env)
         result = self.guard.call(lambda: self.envs.step(in_env))
@@ -109,10 +114,12 @@ class GymEnvs:
         self.running_return += reward * acted
         self.position.length += acted
         self.guard.check_numbers(obs, next_obs, reward)
+        if isinstance(self.mask, Tensor) or KEY in result[4]:
+            self.mask = self._mask(result[4], ended=ended)
         step = Step(
             obs=self._aligned(obs),
             next_obs=self._tensor(next_obs),
-            reward=self._tensor(reward),
+            reward=self._tensor(reward * acted),  # a step that only resets belongs to no episode
             terminated=self._tensor(terminated),
             truncated=self._tensor(truncated),
             weight=self._tensor(acted.astype(np.float32)),
@@ -134,6 +141,28 @@ class GymEnvs:
         final_obs = self.guard.call(lambda: np.stack(info["final_obs"][ended]))
         next_obs[ended] = as_float32(final_obs).reshape(-1, self.spaces.obs_size)
         return next_obs
+
+    def _mask(self, info: Mapping[str, Any], *, ended: NDArray[np.bool_] | None = None) -> Mask:
+        """The masks after a step, or after a reset, from its info; everything is legal where that says nothing."""
+        sizes = self.spaces.actions.sizes
+        if (ended is None and KEY not in info) or not sizes:
+            return ()
+        if not isinstance(self.mask, Tensor) and ended is not None:
+            raise self.guard.batch_error(f"gave an {KEY}, and none before; must give one from the first reset on")
+        mask = np.ones((self.num_envs, sum(sizes)), np.bool_)
+        if KEY in info:
+            try:
+                given = checked(info[KEY], sizes)
+            except ValueError as error:
+                raise self.guard.batch_error(f"gave {error}") from None
+            known = np.array(info.get(f"_{KEY}", np.ones(self.num_envs)), np.bool_)
+            if self.resets_in_next_step and ended is not None:
+                known &= ~ended  # whatever is legal there, the next action is ignored
+            mask[known] = given[known]
+        if not self.seeded and not (possible := allows_one(mask, sizes)).all():
+            n = int(possible.argmin())
+            raise self.guard.error(f"environment {n} gave an {KEY} without a legal action{self.position.of(n)}")
+        return self._tensor(mask)
 
     def _count_resets(self, acted: NDArray[np.bool_], ended: NDArray[np.bool_]) -> None:
         if (ended & self.resetting).any():
@@ -166,6 +195,7 @@ class GymEnvs:
         state: dict[str, Any] = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
         if self.memory == "snapshot":
             state["snapshot"] = snapshot(self.envs)
+            state["mask"] = self.mask.cpu() if isinstance(self.mask, Tensor) else None
         elif self.memory == "episodes":
             state["actions"] = [torch.from_numpy(np.array(actions)) for actions in self.history.of_each()]
         return state
@@ -181,6 +211,8 @@ class GymEnvs:
             self.running_return[:] = state["running_return"]
             position.length[:], self.resetting[:] = state["running_length"], state["resetting"]
             self.guard.call(lambda: restore(self.envs, state["snapshot"]))
+            if isinstance(self.mask, Tensor):
+                self.mask = state["mask"].to(self.device)
             return None
         position.episode += 1
         if self.seeded:
@@ -203,6 +235,9 @@ class GymEnvs:
             self.position.length[:] = np.minimum(step, lengths)
             for n, seen in enumerate(self.guard.call(lambda: self.envs.call("replay"))):  # type: ignore[attr-defined]
                 obs[n] = obs[n] if seen is None else seen
+        if isinstance(self.mask, Tensor):
+            masks = self.guard.call(lambda: self.envs.call("action_mask"))  # type: ignore[attr-defined]
+            self.mask = self._tensor(np.stack(masks))
         self.running_return[:] = state["running_return"].numpy() * ~forgotten
         self.position.length[:] = lengths
         self.history.restore(histories)
@@ -214,7 +249,9 @@ class GymEnvs:
         self.resetting[:] = False
         self.running_return[:] = 0
         position.length[:] = -1  # so that an error names step 0
-        obs = as_float32(self.guard.call(lambda: self.envs.reset(seed=seed))[0])  # type: ignore[arg-type]
+        all_obs, info = self.guard.call(lambda: self.envs.reset(seed=seed))  # type: ignore[arg-type]
+        obs = as_float32(all_obs)
+        self.mask = self._mask(info)
         position.length[:] = 0
         self.guard.check_numbers(obs, obs, np.zeros(self.num_envs, np.float32))
         self.history.clear()

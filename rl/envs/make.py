@@ -105,7 +105,8 @@ def making(config: EnvConfig) -> Iterator[None]:
     except BaseException as error:  # a constructor may raise anything
         if from_outside(error):
             raise
-        if isinstance(error, TypeError) and config.env_kwargs and "unexpected keyword argument" in str(error):
+        given = kwargs_of(config.env_kwargs)
+        if isinstance(error, TypeError) and any(f"argument '{name}'" in str(error) for name in given):
             raise UserError(f"--env-kwargs {' '.join(config.env_kwargs)}: {described(error)}") from error
         raise EnvError(f"{prefix}cannot be made: {described(error)}") from error
     finally:
@@ -214,7 +215,7 @@ def probed(config: EnvConfig) -> tuple[Memory, bool]:
         UserError: Its spaces are not supported.
         EpisodeError: It fails, or does not do what its spaces say.
     """
-    env = SeededEpisodes(make_single(config))
+    env = SeededEpisodes(partial(make_single, config))
     try:
         Spaces.of(config.env_id, env.observation_space, env.action_space)
         return ("episodes" if replayable(env) else "none"), env.made_anew

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import math
 import re
 import sys
 from collections.abc import Iterable
@@ -11,10 +12,12 @@ import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
 from rl.envs.failures import progress
+from rl.envs.masks import MaskInInfo
 from rl.errors import UserError, described, require
 from rl.reporting import note
 
 KWARG = re.compile(r"[A-Za-z_]\w*=.*", re.ASCII | re.DOTALL)
+EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", re.ASCII)
 WRAPPER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 # Arguments of Gymnasium's `make` and `make_vec` that this program gives itself.
 OWN = {"num_envs", "render_mode", "vectorization_mode", "vector_kwargs", "wrappers"}
@@ -48,17 +51,38 @@ def kwargs_of(words: Iterable[str]) -> dict[str, Any]:
 
 
 def yaml_value(text: str, word: str) -> Any:
-    """A value in YAML, except that 1e-4 is a number, as it is in Python."""
+    """A value in YAML, except that 1e-4 is a number, as it is in Python.
+
+    Raises:
+        UserError: It is not YAML.
+    """
     import yaml  # when it is needed, since few runs do
 
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+        return yaml.load(text, Loader=yaml_types()[0])
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--env-kwargs {word}: {described(error)}") from None
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+
+
+def yaml_text(value: Any) -> str:
+    """The text whose `yaml_value` this is, in one line."""
+    import yaml
+
+    text: str = yaml.dump(value, Dumper=yaml_types()[1], default_flow_style=True, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+@functools.cache
+def yaml_types() -> tuple[Any, Any]:
+    """Reads and writes YAML; unlike PyYAML's own, which are of YAML 1.1, they take 1e-4 for a number."""
+    import yaml
+
+    # Classes of their own, so that nobody else's YAML changes.
+    loader: Any = type("Loader", (yaml.SafeLoader,), {})
+    dumper: Any = type("Dumper", (yaml.SafeDumper,), {})
+    for kind in (loader, dumper):
+        kind.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
+    return loader, dumper
 
 
 def wrappers_of(names: Iterable[str]) -> list[type[gym.Wrapper[Any, Any, Any, Any]]]:
@@ -87,7 +111,7 @@ def make_env(env_id: str, kwargs: Iterable[str] = (), wrappers: Iterable[str] = 
     env = gym.make(env_id, **kwargs_of(kwargs), **more)
     for wrapper in wrappers_of(wrappers):
         env = wrapper(env)
-    return env
+    return MaskInInfo(env) if MaskInInfo.is_for(env.observation_space) else env
 
 
 def _hear_mujoco(env_id: str) -> None:

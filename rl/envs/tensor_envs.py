@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from typing_extensions import Self
 
+from rl.envs.masks import KEY, Mask, without_halves
 from rl.envs.spaces import Spaces
 from rl.envs.types import Step
 from rl.seeding import INITIAL, TRANSITION, Noise
@@ -38,8 +40,8 @@ class TensorEnv(ABC):
         """First states [N, ...], of the noise's dtype, from noise [N, initial_noise_size]."""
 
     @abstractmethod
-    def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
-        """The next states, given actions int64 [N] counted from 0, or float32 [N, ...] within bounds."""
+    def transition(self, state: Tensor, action: Any, noise: Tensor) -> Tensor:
+        """The next states, given actions in the structure of the space: int64 counted from 0, float32 within bounds."""
 
     def observation(self, state: Tensor) -> Tensor:
         """Observations [N, D] of states; the states themselves, unless overridden."""
@@ -52,6 +54,10 @@ class TensorEnv(ABC):
     @abstractmethod
     def terminal(self, state: Tensor) -> Tensor:
         """Whether states end the episode [N] (bool), apart from the time limit."""
+
+    def mask(self, state: Tensor) -> Tensor | None:
+        """Which actions are legal in states [N, ΣA] (bool); None, unless overridden, if all are."""
+        return None
 
 
 TENSOR_ENVS: dict[str, Callable[..., TensorEnv]] = {}
@@ -111,6 +117,15 @@ class TensorEnvs:
     def observe(self, state: EnvState) -> Tensor:
         """Observations [N, D] (float32)."""
         return self.env.observation(state.state).float()
+
+    @property
+    def mask(self) -> Mask:
+        return self.legal(self.state)
+
+    def legal(self, state: EnvState) -> Mask:
+        """Which actions are legal in states."""
+        mask = self.env.mask(state.state)
+        return () if mask is None else without_halves(mask, self.spaces.actions.sizes)
 
     def draw(self, step: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
         """The noise of T steps from `step` on: [T, N, ...] to start episodes, and [T, N, ...] for transitions.
@@ -198,30 +213,52 @@ class TensorVectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Tensor]):
         if isinstance(seed, Sequence):
             raise ValueError(f"seed {seed}: must be one number; every environment derives its own randomness from it")
         self.last_seed = self.last_seed + 1 if seed is None else seed
-        return self.envs.reset(self.last_seed), {}
+        return self.envs.reset(self.last_seed), self._mask()
 
-    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Takes actions as the space has them; real ones are clipped to their bounds.
 
         Raises:
             gymnasium.error.InvalidAction: Their shape, type or value is invalid.
         """
-        given, space = torch.as_tensor(actions, device=self.envs.device), self.single_action_space
-        must = (self.num_envs, *(space.shape or ()))
-        if isinstance(space, gym.spaces.Discrete):
-            action = given.long() - int(space.start)
-            what = f"whole numbers from {space.start} to {space.start + space.n - 1}"
-            right = not given.is_floating_point() and bool(((action >= 0) & (action < int(space.n))).all())
-        else:
-            action, what, right = given.float(), "numbers", not bool(given.isnan().any())
-        if given.shape != must or not right:
-            raise gym.error.InvalidAction(f"actions {given.tolist()}: must be {what} of shape {must}")
-        step = self.envs.step(action if isinstance(space, gym.spaces.Discrete) else action.reshape(len(action), -1))
+        row = rows_of(self.single_action_space, actions, self.num_envs, self.envs.device)
+        step = self.envs.step(row[:, 0] if isinstance(self.single_action_space, gym.spaces.Discrete) else row)
         ended = step.terminated | step.truncated
         info = {
             "final_obs": step.next_obs,
             "_final_obs": ended,
             "episode": {"r": step.episode_return, "l": step.episode_length},
             "_episode": ended,
+            **self._mask(),
         }
         return step.obs, step.reward, step.terminated, step.truncated, info
+
+    def _mask(self) -> dict[str, Any]:
+        mask = self.envs.mask
+        return {KEY: mask, f"_{KEY}": torch.ones_like(mask[:, 0])} if isinstance(mask, Tensor) else {}
+
+
+def rows_of(space: gym.Space[Any], given: Any, num_envs: int, device: torch.device) -> Tensor:
+    """The agent's rows [N, C] for a batch of actions as the space has them.
+
+    Raises:
+        gymnasium.error.InvalidAction: Their shape, type or value is invalid.
+    """
+    if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
+        names: Any = space.spaces if isinstance(space, gym.spaces.Dict) else range(len(space.spaces))
+        return torch.cat([rows_of(space[name], given[name], num_envs, device) for name in names], dim=-1)
+    action = torch.as_tensor(given, device=device)
+    must = (num_envs, *(space.shape or ()))
+    if isinstance(space, gym.spaces.Box):
+        row, what, right = action.float(), "numbers", not bool(action.isnan().any())
+    else:
+        sizes = getattr(space, "nvec", space.n if isinstance(space, gym.spaces.Discrete) else 2)
+        both = getattr(space, "start", 0), sizes
+        start, end = (torch.as_tensor(np.array(numbers), device=device) for numbers in both)
+        row, what = action - start, f"whole numbers of {space}"
+        if isinstance(space, gym.spaces.Discrete):
+            what = f"whole numbers from {space.start} to {space.start + space.n - 1}"
+        right = not action.is_floating_point() and action.shape == must and bool(((row >= 0) & (row < end)).all())
+    if action.shape != must or not right:
+        raise gym.error.InvalidAction(f"actions {action.tolist()}: must be {what} of shape {must}")
+    return row.reshape(num_envs, -1)

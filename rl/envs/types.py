@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from rl.envs.masks import Mask
 from rl.envs.spaces import Spaces
 
 
@@ -34,6 +35,10 @@ class Envs(Protocol):
     num_ignored: int
     """Number of actions ignored so far, for that reason."""
 
+    @property
+    def mask(self) -> Mask:
+        """Which actions are legal at the observations that were returned last."""
+
     def reset(self, seed: int, first_env: int = 0) -> Tensor:
         """The first observations [N, D] (float32); `first_env` is the index of the first one over all ranks."""
 
@@ -41,7 +46,7 @@ class Envs(Protocol):
         """Starts the next episode in every environment, wherever the current one is: observations [N, D]."""
 
     def step(self, action: Tensor) -> Step:
-        """Takes actions [N] or [N, A] as the policy sampled them; converts and clips them for the environment."""
+        """Takes actions [N] or [N, C] as the policy sampled them; converts and clips them for the environment."""
 
     def to(self, device: torch.device) -> Self:
         """Sets the device of the tensors returned from now on."""

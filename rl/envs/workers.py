@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rl.dist.launch import signal_at_parents_death
 from rl.envs.failures import POLL_SECONDS, EpisodeError, progress
+from rl.envs.masks import KEY
 from rl.errors import described
 
 Make = Callable[[], gym.Env[Any, Any]]
@@ -36,7 +37,10 @@ class DeadWorkerError(EpisodeError):
 
 
 class Workers(gym.vector.VectorEnv[Any, Any, Any]):
-    """Environments in worker processes that reset ended episodes in the same step; of infos they keep `final_obs`."""
+    """Environments in worker processes that reset ended episodes in the same step.
+
+    Of infos they keep `final_obs` and `action_mask`.
+    """
 
     def __init__(self, make: Make, num_envs: int, num_workers: int) -> None:
         """Every environment must be a `SeededEpisodes`.
@@ -50,11 +54,15 @@ class Workers(gym.vector.VectorEnv[Any, Any, Any]):
         self.single_observation_space, self.single_action_space = example.observation_space, example.action_space
         self.observation_space = batch_space(example.observation_space, num_envs)
         self.action_space = batch_space(example.action_space, num_envs)
+        if example.actions.sizes:  # type: ignore[attr-defined]
+            example.reset()  # which tells whether it has masks
+        mask = example.action_mask  # type: ignore[attr-defined]
         example.close()
         context = multiprocessing.get_context()
-        record = _record(self.single_observation_space, self.single_action_space)
+        record = _record(self.single_observation_space, self.single_action_space, 0 if mask is None else len(mask))
         memory = context.RawArray(ctypes.c_byte, num_envs * record.itemsize)
         self.shared = _columns(memory, record, range(num_envs))
+        self.masks = {KEY: self.shared["mask"]} if "mask" in self.shared else {}
         ends = [num_envs * n // num_workers for n in range(num_workers + 1)]
         self.spans = list(map(range, ends, ends[1:]))  # the environments of each worker
         self.requests: list[_Mailbox] = []
@@ -77,7 +85,7 @@ class Workers(gym.vector.VectorEnv[Any, Any, Any]):
         """Starts an episode everywhere; `seed` holds one for each environment, or is None."""
         seeds = seed or [None] * self.num_envs
         self._ask([("reset", seeds[span.start : span.stop], options) for span in self.spans])
-        return self.shared["obs"], {}
+        return self.shared["obs"], {**self.masks}
 
     def step(self, actions: NDArray[Any]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Steps all environments; the arrays that it returns are those that the next step writes into."""
@@ -86,7 +94,7 @@ class Workers(gym.vector.VectorEnv[Any, Any, Any]):
         self._ask([STEP] * len(self.spans))
         terminated, truncated = shared["terminated"], shared["truncated"]
         info = {"final_obs": shared["final_obs"]} if (terminated | truncated).any() else {}
-        return shared["obs"], shared["reward"], terminated, truncated, info
+        return shared["obs"], shared["reward"], terminated, truncated, info | self.masks
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """What a method of each environment returns, or an attribute's value."""
@@ -184,12 +192,12 @@ class _Mailbox:
         return self.reader.recv() if self.filled.value else None
 
 
-def _record(observation_space: Any, action_space: Any) -> np.dtype[Any]:
-    """What is shared of an environment."""
+def _record(observation_space: Any, action_space: Any, mask_size: int) -> np.dtype[Any]:
+    """What is shared of an environment; `mask_size` is 0 if it has no masks."""
     obs = (observation_space.dtype, observation_space.shape)
     fields = {"action": (action_space.dtype, action_space.shape), "obs": obs, "final_obs": obs}
     fields |= {"reward": (np.float64, ()), "terminated": (np.bool_, ()), "truncated": (np.bool_, ())}
-    fields |= {"num_calls": (np.int64, ())}
+    fields |= {"num_calls": (np.int64, ())} | ({"mask": (np.bool_, (mask_size,))} if mask_size else {})
     return np.dtype([(name, *field) for name, field in fields.items()], align=True)
 
 
@@ -256,6 +264,8 @@ class _Group:
     def reset(self, seeds: list[int | None], options: Any) -> None:
         for n in self.each():
             self.shared["obs"][n] = self.envs[n].reset(seed=seeds[n], options=options)[0]
+            if "mask" in self.shared:
+                self.shared["mask"][n] = self.envs[n].action_mask
 
     def step(self) -> None:
         shared = self.shared
@@ -268,6 +278,8 @@ class _Group:
                 shared["final_obs"][n] = obs
                 obs = self.envs[n].reset()[0]
             all_obs[n], all_terminated[n], all_truncated[n] = obs, terminated, truncated
+            if "mask" in shared:
+                shared["mask"][n] = self.envs[n].action_mask
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         results = []

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rl import tree
+from rl.envs.masks import Mask
 from rl.errors import require
 from rl.learners.learner import (
     Learner,
@@ -41,6 +42,7 @@ class Transitions(NamedTuple):
     next_obs: Tensor  # where the action led; the final observation of an episode that ended
     terminated: Tensor
     weight: Tensor  # 0 for rows to leave out; 1 on average over all ranks
+    mask: Mask = ()  # of legal actions [B, ΣA], where there are masks
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class ActorCritic(Learner[Sums, Transitions]):
             rollout.next_obs,
             rollout.terminated,
             normalized_weight(rollout.weight, num_ranks, total),
+            rollout.mask,
         )
         return tree.map(lambda field: field.flatten(0, 1), transitions), {}
 
@@ -125,7 +128,9 @@ class ActorCritic(Learner[Sums, Transitions]):
         A transition's weight is its action's probability now relative to when it was taken, clipped at `rho_clip`.
         """
         config, num_rows = self.config, len(samples.weight)
-        both, values = policy(torch.cat([samples.obs, samples.next_obs]))
+        # Only values are needed of the successors, for which no mask matters.
+        mask = tree.map(lambda legal: torch.cat([legal, torch.ones_like(legal)]), samples.mask)
+        both, values = policy(torch.cat([samples.obs, samples.next_obs]), mask)
         distribution = tree.index(both, slice(num_rows))
         value, next_value = values[:num_rows], values[num_rows:].detach()
         log_prob = distribution.log_prob(samples.action)

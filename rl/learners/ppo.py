@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rl import tree
+from rl.envs.masks import Mask
 from rl.errors import require
 from rl.learners.learner import (
     Learner,
@@ -46,6 +47,7 @@ class Rows(NamedTuple):
     advantage: Tensor  # normalized if the flag says so
     target: Tensor  # of the critic
     weight: Tensor  # 0 for rows to leave out; 1 on average over all ranks
+    mask: Mask = ()  # of legal actions [B, ΣA], where there are masks
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class PPO(Learner[Estimates, Rows]):
             advantage,
             estimates.target,
             normalized_weight(rollout.weight, num_ranks, total),
+            rollout.mask,
         )
         metrics = {"Info/explained_variance": (1 - unexplained).float()}
         return tree.map(lambda field: field.flatten(0, 1), rows), metrics
@@ -160,7 +163,7 @@ class PPO(Learner[Estimates, Rows]):
     def loss(self, policy: Policy, samples: Rows) -> tuple[Tensor, Metrics]:
         """PPO's loss over a minibatch (Schulman et al. 2017, eq. 9, negated)."""
         config, weight = self.config, samples.weight
-        distribution, value = policy(samples.obs)
+        distribution, value = policy(samples.obs, samples.mask)
         log_ratio = distribution.log_prob(samples.action) - samples.log_prob
         policy_loss = weighted_mean(clipped_surrogate(log_ratio, samples.advantage, config.clip_coef), weight)
         value_clip = config.clip_coef if config.clip_vloss else None

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
+from rl.envs.masks import Mask
 from rl.envs.spaces import Spaces
 from rl.errors import UserError, require
-from rl.models.distributions import Distribution, Mask, distribution_of
+from rl.models.distributions import Distribution, distribution_of
 from rl.models.normalizer import CLIP, Normalizer
 
 Policy = Callable[..., tuple[Distribution, Tensor]]  # an agent, or a wrapper of one

@@ -14,9 +14,7 @@ from torch.nn.functional import pad, softplus
 from typing_extensions import Self
 
 from rl.envs.actions import Actions, BoxActions, CompositeActions, DiscreteActions, MultiDiscreteActions
-
-Mask = Tensor | tuple[()]
-"""Which alternatives of all choices are legal (bool [..., ΣA]); () where all are."""
+from rl.envs.masks import Mask
 
 NEVER = -1e8  # a logit whose probability is exactly 0, but which leaves entropies finite, as -inf would not
 

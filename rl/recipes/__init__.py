@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 from rl.arguments import flag_of, in_new_spelling, learner_of, value_of
 from rl.config import CONFIGS, Config, DecoupledConfig, flat
+from rl.envs.options import yaml_text, yaml_types
 from rl.errors import UserError, described, require
 from rl.reporting import note
 
 SHIPPED = files("rl.recipes")
 GROUPS = {"env", "network", "keep", "learner"}  # of a run's config.json
 COMMAND_LINE_ONLY = {"allow_import", "resume", "config"}
+OF_ONE_PROGRAM = DecoupledConfig().flags().keys() - CONFIGS["ppo"].flags().keys()
 NOTHING = ("", "~", "null")
 SWITCHES = {"true": "", "false": "no-"}
 
@@ -127,6 +129,7 @@ def recipe_of(text: str, name: str) -> Recipe:
 
     try:
         values = yaml.load(text, Loader=yaml.BaseLoader)
+        typed = yaml.load(text, Loader=yaml_types()[0])  # for arguments of environments, which have types
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"--config {name}: is not YAML: {described(error)}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -136,9 +139,15 @@ def recipe_of(text: str, name: str) -> Recipe:
         left_out = {*COMMAND_LINE_ONLY, "log_dir"}  # as for a resumed run
         values = {field: value for field, value in flat(values).items() if field not in left_out}
     else:
-        values = {key.replace("-", "_"): value for key, value in values.items()}
+        named = {key.replace("-", "_"): value for key, value in values.items()}
+        if len(named) < len(values):
+            raise UserError(f"--config {name}: has a key twice, once with - and once with _; leave one of them out")
+        values = named
+        arguments = typed.get("env-kwargs", typed.get("env_kwargs"))
+        if isinstance(arguments, dict):
+            values["env_kwargs"] = [f"{argument}={yaml_text(value)}" for argument, value in arguments.items()]
         learner = values.pop("learner", None)
-        if learner is not None and learner not in CONFIGS:
+        if learner is not None and str(learner) not in CONFIGS:
             raise UserError(f"--config {name}: learner {learner}: must be one of {', '.join(CONFIGS)}")
     env_ids = values.pop("env_id", [])
     return Recipe(name, learner, env_ids if isinstance(env_ids, list) else [env_ids], values)
@@ -173,7 +182,7 @@ def flags_of(recipe: Recipe, learner: str, choices: Mapping[str, Config[Any]]) -
             raise UserError(f"{where}: only the command line can say this; leave it out")
         if field in defaults:
             flags[field] = words_of(field, value, defaults[field], where)
-        elif field not in DecoupledConfig().flags():
+        elif field not in OF_ONE_PROGRAM:
             raise UserError(f"{where}: {unknown(field, learner)}")
         elif str(value).lower() != "false":
             note(f"{where}: this program has no such flag")
@@ -187,8 +196,7 @@ def words_of(field: str, value: Any, default: Any, where: str) -> list[str]:
         switch = str(value).lower()
         require(switch in SWITCHES, where, value, "must be true or false")
         return [f"--{SWITCHES[switch]}{flag}"]
-    if isinstance(value, dict):
-        value = [f"{name}={part}" for name, part in value.items()]
+    require(not isinstance(value, dict), where, value, "must be a value, or a list of values")
     if not isinstance(value, list):
         return [f"--{flag}={value}"]
     words = list(map(str, value))

@@ -18,6 +18,7 @@ from torch import Tensor
 from rl.config import Config
 from rl.envs.gym_envs import GymEnvs
 from rl.envs.make import EnvConfig, make_envs, make_single, making
+from rl.envs.masks import KEY, Mask, allows_one, checked
 from rl.envs.types import Envs
 from rl.errors import EnvError, UserError
 from rl.models.agent import Agent
@@ -46,7 +47,7 @@ def evaluate(policy: Agent, envs: Envs, *, seed: int, max_steps: int, max_second
     total_return = torch.zeros(envs.num_envs, dtype=torch.float64, device=envs.device)
     running = torch.ones(envs.num_envs, dtype=torch.bool, device=envs.device)
     for _ in range(max_steps):
-        distribution, _ = policy(obs)
+        distribution, _ = policy(obs, envs.mask)
         step = envs.step(distribution.mode())
         total_return += running * step.reward
         running &= ~(step.terminated | step.truncated)
@@ -71,21 +72,32 @@ def evaluate_run(config: Config[Any], policy: Agent, max_seconds: float = math.i
 
 
 @torch.no_grad()
-def act(policy: Agent, obs: NDArray[Any]) -> NDArray[Any]:
+def act(policy: Agent, obs: NDArray[Any], mask: Any = None) -> Any:
     """The most likely action for an observation [D], or those for several [N, D], as the environment takes them.
 
+    With a mask, as an environment gives it in `info["action_mask"]`, it is the most likely legal one.
+
     Raises:
-        ValueError: The observation has another shape.
+        ValueError: The observation or the mask has another shape, or allows nothing.
     """
     size = policy.spaces.obs_size
     if np.ndim(obs) not in (1, 2) or np.shape(obs)[-1] != size:
         raise ValueError(f"observation of shape {np.shape(obs)}: must be [D] or [N, D] with D={size}")
-    distribution, _ = policy(torch.as_tensor(obs, dtype=torch.float32, device=policy.critic.weight.device))
-    return policy.spaces.actions.to_env(distribution.mode().cpu().numpy())
+    device, actions = policy.critic.weight.device, policy.spaces.actions
+    legal: Mask = ()
+    if mask is not None:
+        rows = checked(mask, actions.sizes)
+        if rows.shape[:-1] != np.shape(obs)[:-1] or not allows_one(rows, actions.sizes).all():
+            raise ValueError(f"{KEY} of shape {rows.shape}: must have a row for each observation, and allow an action")
+        legal = torch.from_numpy(rows).to(device)
+    distribution, _ = policy(torch.as_tensor(obs, dtype=torch.float32, device=device), legal)
+    return actions.to_env(distribution.mode().cpu().numpy())
 
 
-def load_policy(path: str | Path) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def load_policy(path: str | Path) -> Callable[..., Any]:
     """The trained policy of a checkpoint: maps an observation [D], or several [N, D], to the most likely action.
+
+    Where the environment has action masks, pass its own: `policy(obs, info["action_mask"])`.
 
     Raises:
         CheckpointError: The file is damaged, or is not a checkpoint of this program.

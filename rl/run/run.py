@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from rl.dist.launch import rank
 from rl.dist.ranks import Ranks
-from rl.errors import CheckpointError, StopError
+from rl.errors import CheckpointError, StopError, require
 from rl.exchange import Exchange
 from rl.learners.learner import Metrics, Samples
 from rl.reporting import COMPLETE, exit_file
@@ -147,6 +147,8 @@ class Run:
         self.record_rollout(rollout, {})
         self.control.read()
         self.step += self.control.num_steps
+        right = f"the first rollout has {self.step:,} steps, and is only measured; must be more"
+        require(self.fraction_done() < 1, "--total-timesteps", self.config.total_timesteps, right)
 
     def follow(self, exchange: Exchange) -> Iterator[Samples]:
         """The updates of a trainer: yields the samples of each, up to the one that the player marks as the last.

@@ -41,7 +41,7 @@ def summary(run: EndedRun, evaluation: Evaluation) -> str:
             f" in {len(returns)} episodes{cut}",
             f"  sampled policy   {sampled}",
             *([f"  skipped          {run.skipped_steps:,.0f} steps whose gradient overflowed"] * skipped),
-            f"  speed            {run.step / run.seconds:,.0f} steps/s on {world_size()} rank(s){compiling}",
+            f"  speed            {run.step / max(run.seconds, 1e-9):,.0f} steps/s on {world_size()} rank(s){compiling}",
             f"  logs and agent   {run.folder.path}",
             f"  to see the logs  tensorboard --logdir {run.folder.path.parent}",
         )

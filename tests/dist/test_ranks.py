@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from rl import tree
 from rl.models.agent import Agent, Network
 from rl.dist.ranks import Ranks, pack, unpack
 from rl.envs.actions import DiscreteActions
@@ -111,7 +112,7 @@ def synthetic_rollout() -> Rollout:
 def _gradient(num_parts: int) -> tuple[Tensor, Tensor]:
     """Gradient and metrics of this rank's part of the environments, averaged over ranks."""
     size = 8 // num_parts
-    rollout = Rollout(*(field[:, rank() * size : (rank() + 1) * size] for field in synthetic_rollout()))
+    rollout = tree.map(lambda field: field[:, rank() * size : (rank() + 1) * size], synthetic_rollout())
     torch.manual_seed(0)
     policy = Agent(Spaces(3, DiscreteActions(2)), Network(ortho_init=False))
     agent = DistributedDataParallel(policy) if num_parts > 1 else policy

@@ -265,7 +265,7 @@ class NaNAfterReset(Probe):
 @pytest.mark.parametrize("bad", [1, 2])
 def test_the_observation_that_is_not_finite_is_the_one_that_is_printed(bad: int) -> None:
     NaNAfterReset.bad = bad
-    vector = gym.vector.SyncVectorEnv([lambda: SeededEpisodes(NaNAfterReset())], autoreset_mode="SameStep")
+    vector = gym.vector.SyncVectorEnv([lambda: SeededEpisodes(NaNAfterReset)], autoreset_mode="SameStep")
     envs = GymEnvs(vector, "NaN-v0", seeded=True)
     with pytest.raises(OneEnvError) as raised:
         envs.reset(seed=7)

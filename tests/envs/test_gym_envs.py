@@ -31,6 +31,9 @@ class Counter(Probe):
         return float(action)
 
 
+gym.register("OneArray-v0", entry_point=f"{__name__}:OneArray", max_episode_steps=9)
+
+
 def stepper(mode: AutoresetMode, env: type[Probe] = Counter, num_envs: int = 2) -> GymEnvs:
     return GymEnvs(SyncVectorEnv([env] * num_envs, autoreset_mode=mode), "Counter")
 
@@ -122,6 +125,37 @@ def test_an_environment_may_reuse_its_arrays() -> None:
     kept = [field.clone() for field in first]
     envs.step(torch.tensor([0, 0]))
     assert all(torch.equal(field, copy) for field, copy in zip(first, kept, strict=True))
+
+
+class OneArray(Counter):
+    """Writes all its observations into one array."""
+
+    array = np.zeros(1)
+
+    def observe(self) -> np.ndarray:
+        self.array[0] = self.elapsed
+        return self.array
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_the_final_observation_is_not_that_of_the_reset_after_it(vectorization: str) -> None:
+    with closing(make_envs(EnvConfig("OneArray-v0", num_envs=1, vectorization=vectorization))) as envs:
+        envs.reset(seed=0)
+        assert [envs.step(torch.tensor([0])).next_obs.item() for _ in range(4)] == [1, 2, 3, 1]
+
+
+def test_a_reward_of_a_step_that_only_resets_belongs_to_no_episode() -> None:
+    inner = SyncVectorEnv([Counter], autoreset_mode=AutoresetMode.NEXT_STEP)
+    envs, plain = GymEnvs(inner, "Counter"), inner.step
+
+    def generous(action: Any) -> Any:
+        obs, reward, *rest = plain(action)
+        return obs, reward + 1000 * (obs[:, 0] == 0), *rest
+
+    inner.step = generous
+    envs.reset(seed=0)
+    rewards = [envs.step(torch.tensor([0])).reward.item() for _ in range(8)]
+    assert rewards == [5, 5, 5, 0, 5, 5, 5, 0]
 
 
 @pytest.mark.parametrize("vectorization", ["auto", "sync", "async"])

@@ -87,11 +87,23 @@ def test_a_batched_class_and_a_tensor_form_take_arguments_too(vectorization: str
 def test_an_environment_that_is_made_anew_for_each_episode_keeps_its_wrappers() -> None:
     flags = config("Remembering-v0", env_wrapper=WRAPPERS)
     assert probed(flags) == ("episodes", True)
-    env = SeededEpisodes(make_single(flags))
+    env = SeededEpisodes(lambda: make_single(flags))
     env.made_anew = True
     for _ in range(3):
         env.reset()
         assert env.step(0)[1] == 3 * 2 * 1 + 1
+
+
+class Unnamed(gym.Wrapper[Any, Any, Any, Any]):
+    """Calls the environment something else than `env`."""
+
+    def __init__(self, inner: gym.Env[Any, Any]) -> None:
+        super().__init__(inner)
+
+
+def test_an_environment_that_is_made_anew_calls_its_wrappers_as_the_first_time() -> None:
+    flags = config("Remembering-v0", env_wrapper=(f"{__name__}:Unnamed",))
+    assert probed(flags) == ("episodes", True)
 
 
 def test_a_tensor_form_is_taken_only_where_it_can_do_what_the_flags_ask_for() -> None:

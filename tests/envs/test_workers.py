@@ -107,7 +107,7 @@ def test_rollouts_have_the_same_bits_with_any_number_of_workers(env_id: str) -> 
 
 
 def test_environments_are_shared_out_among_workers_in_order() -> None:
-    with closing(Workers(lambda: SeededEpisodes(Keeping()), 7, 3)) as envs:
+    with closing(Workers(lambda: SeededEpisodes(Keeping), 7, 3)) as envs:
         assert len(envs.processes) == 3
         assert [n for span in envs.spans for n in span] == list(range(7))
         assert {len(span) for span in envs.spans} == {2, 3} and all(a.stop == b.start for a, b in pairwise(envs.spans))

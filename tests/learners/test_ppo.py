@@ -10,6 +10,7 @@ import stable_baselines3
 import torch
 from torch import Tensor
 
+from rl import tree
 from rl.envs.actions import BoxActions, DiscreteActions
 from rl.envs.make import EnvConfig, make_envs
 from rl.envs.spaces import Spaces
@@ -154,8 +155,8 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
     learner = PPOConfig(ent_coef=0.1, clip_vloss=True).build()
     rows = prepare(learner, agent, rollout)
     moved(agent).double()
-    agent.forward = lambda obs: _forward_in_float64(agent, obs)
-    rows = Rows(*(field.double() if field.is_floating_point() else field for field in rows))
+    agent.forward = lambda obs, mask: _forward_in_float64(agent, obs)
+    rows = tree.map(lambda field: field.double() if field.is_floating_point() else field, rows)
     parameters = list(agent.parameters())
 
     def loss_of(*values: Tensor) -> Tensor:
@@ -200,7 +201,7 @@ def test_no_reset_row_enters_the_loss() -> None:
     )
     assert torch.equal(gradient(learner, moving, clean), gradient(learner, moving, dirty))
     # The remaining rows have the weights that they would have without the others.
-    kept = Rows(*(field[~resets.flatten()] for field in clean))
+    kept = tree.index(clean, ~resets.flatten())
     alone = gradient(learner, moving, kept._replace(weight=torch.ones_like(kept.weight)))
     assert torch.allclose(gradient(learner, moving, clean), alone, rtol=1e-4, atol=1e-6)
 
@@ -246,14 +247,14 @@ def test_an_epoch_visits_every_row_once_in_minibatches_of_almost_equal_size(
 
 def test_a_minibatch_of_one_row_has_a_finite_loss() -> None:
     agent = agent_for()
-    rows = Rows(*(field[:1] for field in prepare(PPOConfig().build(), agent, collect(agent))))
+    rows = tree.index(prepare(PPOConfig().build(), agent, collect(agent)), slice(1))
     assert torch.isfinite(gradient(PPOConfig().build(), agent, rows)).all()
 
 
 def test_a_rollout_of_one_row_can_be_prepared() -> None:
     agent = agent_for()
-    rollout = Rollout(*(field[:1, :1] for field in collect(agent)))
-    assert all(torch.isfinite(field).all() for field in prepare(PPOConfig().build(), agent, rollout))
+    rollout = tree.map(lambda field: field[:1, :1], collect(agent))
+    assert all(field.isfinite().all() for field in tree.leaves(prepare(PPOConfig().build(), agent, rollout)))
 
 
 def test_the_learning_rate_falls_linearly_from_its_full_value() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import rl.learners.ppo
 import train_torch
+from rl import tree
 from rl.cli import command_line
 from rl.config import CONFIGS
 from rl.dist.ranks import Ranks
@@ -49,11 +50,11 @@ def measured() -> dict[str, Tensor]:
     """What this rank's agent knows after its part of all rollouts."""
     ranks, agent = Ranks.of(), Agent(SPACES, NETWORK)
     size = NUM_ENVS // ranks.size
-    collector: Any = SimpleNamespace(discounted_return=torch.zeros(size))
+    collector: Any = SimpleNamespace(discounted_return=torch.zeros(size, dtype=torch.float64))
     statistics = Statistics(agent, collector, GAMMA)
     assert statistics.are_missing()
     for k, rollout in enumerate(rollouts()):
-        own = Rollout(*(field[:, ranks.rank * size : (ranks.rank + 1) * size] for field in rollout))
+        own = tree.map(lambda field: field[:, ranks.rank * size : (ranks.rank + 1) * size], rollout)
         if k == 0:
             statistics.begin(own, ranks.sum, ranks.sum)
         else:
@@ -72,7 +73,7 @@ def discounted_one_by_one() -> np.ndarray[Any, Any]:
     for n in range(NUM_ENVS):
         running = 0.0
         for t in range(len(reward)):
-            running = running * GAMMA + reward[t, n]
+            running = running * GAMMA + float(reward[t, n])
             returns[t, n] = running
             running *= not ended[t, n]
     return returns
@@ -85,12 +86,12 @@ def test_statistics_are_those_of_all_rows_that_count_on_all_ranks(num_ranks: int
     for buffers in [measured()] if num_ranks == 1 else in_ranks(measured, num_ranks, tmp_path):
         count = buffers["obs_normalizer.count"].item()
         assert count == counts.sum() == buffers["return_normalizer.count"].item()
-        for name, rows, accuracy in (
-            ("obs_normalizer", obs[counts], 1e-12),
-            ("return_normalizer", discounted_one_by_one()[counts][:, None], 1e-6),  # whose terms are float32
+        for name, rows in (
+            ("obs_normalizer", obs[counts]),
+            ("return_normalizer", discounted_one_by_one()[counts][:, None]),
         ):
-            np.testing.assert_allclose(buffers[f"{name}.mean"], rows.mean(0), rtol=accuracy)
-            np.testing.assert_allclose(buffers[f"{name}.squares"] / count, rows.var(0), rtol=accuracy)
+            np.testing.assert_allclose(buffers[f"{name}.mean"], rows.mean(0), rtol=1e-12)
+            np.testing.assert_allclose(buffers[f"{name}.squares"] / count, rows.var(0), rtol=1e-12)
             np.testing.assert_allclose(buffers[f"{name}.scale"], 1 / np.sqrt(rows.var(0) + 1e-8), rtol=1e-6)
 
 
@@ -135,13 +136,13 @@ def test_no_precision_of_the_network_touches_them() -> None:
 
 
 def test_discounted_returns_go_on_where_the_last_rollout_ended() -> None:
-    running, pieces = torch.zeros(NUM_ENVS), []
+    running, pieces = torch.zeros(NUM_ENVS, dtype=torch.float64), []
     for rollout in rollouts():
         ended = rollout.terminated | rollout.truncated
         piece = discounted_returns(running, rollout.reward, ended, GAMMA)
         running = piece[-1] * ~ended[-1]
         pieces.append(piece)
-    np.testing.assert_allclose(torch.cat(pieces), discounted_one_by_one(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(torch.cat(pieces), discounted_one_by_one(), rtol=1e-12, atol=1e-12)
 
 
 def test_the_first_minibatch_of_an_update_sees_the_policy_that_acted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,3 +161,14 @@ def test_the_first_minibatch_of_an_update_sees_the_policy_that_acted(monkeypatch
     assert len(log_ratios) == 4 * 16  # four updates of 16 gradient steps; the first rollout only measures
     assert [float(first.abs().max()) for first in log_ratios[::16]] == [0, 0, 0, 0]
     assert all(float(second.abs().max()) > 0 for second in log_ratios[1::16])
+
+
+def test_a_measured_rollout_that_leaves_no_steps_to_learn_from_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = "reinforce --num-envs 4 --num-steps 16 --total-timesteps 128 --normalize-obs --execution eager"
+    monkeypatch.setattr("sys.argv", ["train_torch.py", *flags.split()])
+    with pytest.raises(SystemExit):
+        command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
+    said = capsys.readouterr().err
+    assert "error: --total-timesteps 128: the first rollout has " in said and "must be more" in said

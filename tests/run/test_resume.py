@@ -25,7 +25,7 @@ from rl.config import CONFIGS, DecoupledConfig
 from rl.run.checkpoint import from_bytes, read_checkpoint, to_bytes, write_checkpoint
 from rl.run.run import Run
 from rl.run.state import State
-from tests import probes  # noqa: F401 (registers them)
+from tests import masked, probes  # noqa: F401 (registers them)
 from tests.programs.launch import log_of, succeeded, torchrun
 from tests.states import differences, final_state
 
@@ -78,6 +78,8 @@ VARIANTS = {
     "bf16": f"{STEPS} --precision bf16-true",
     "a replay buffer": f"actor-critic {STEPS} --buffer-size 200 --total-episodes 9999",
     "a replay buffer of tensors": f"actor-critic {STEPS} --vectorization tensor --total-episodes 25",
+    "masks of actions of every kind, in processes": f"{STEPS} --env-id TreeOfDoors-v0 --vectorization async",
+    "masks in a replay buffer": f"actor-critic {STEPS} --buffer-size 200 --env-id VectorDoors-v0 --total-episodes 9999",
     "whole episodes": "reinforce --total-timesteps 2000 --vectorization sync",
     "whole episodes in tensors": "reinforce --total-timesteps 2000 --vectorization tensor --baseline",
 }
