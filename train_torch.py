@@ -17,6 +17,8 @@ from torch.optim import Adam
 from rl.cli import command_line
 from rl.config import CONFIGS, Config
 from rl.dist.ranks import Ranks
+from rl.envs.masks import Mask
+from rl.envs.observations import Obs
 from rl.learners.learner import Metrics, gradient_metrics
 from rl.models.distributions import Distribution
 from rl.run.folder import join_ranks
@@ -61,9 +63,9 @@ def eager_step(session: Session, module: nn.Module, scaler: torch.amp.GradScaler
     learner, weights, optimizer = session.learner, session.weights, cast(Adam, session.optimizer)
     max_norm = learner.config.max_grad_norm
 
-    def forward(obs: Tensor) -> tuple[Distribution, Tensor]:
+    def forward(obs: Obs, mask: Mask = ()) -> tuple[Distribution, Tensor]:
         with session.autocast():  # the network alone: losses are computed in float32
-            return cast(tuple[Distribution, Tensor], module(obs))
+            return cast(tuple[Distribution, Tensor], module(obs, mask))
 
     def gradient_step(minibatch: Any) -> Metrics:
         loss, metrics = learner.loss(forward, minibatch)

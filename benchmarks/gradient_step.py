@@ -16,7 +16,8 @@ from torch.nn.utils import clip_grad_norm_
 from rl.compile import Execution
 from rl.dist.launch import leave_process_group, rank
 from rl.dist.ranks import Ranks, choose_threads
-from rl.envs.spaces import DiscreteActions, Spaces
+from rl.envs.actions import DiscreteActions
+from rl.envs.spaces import Spaces
 from rl.learners.ppo import PPOConfig, Rows
 from rl.models.agent import Agent, Network, Weights
 from rl.optimization import GradientStep, make_adam

@@ -16,8 +16,8 @@ import torch
 import tyro
 from torch import Tensor
 
+from rl.envs.actions import DiscreteActions
 from rl.envs.make import EnvConfig, make_envs
-from rl.envs.spaces import DiscreteActions
 from rl.envs.types import Envs
 
 Way = Literal["sync", "async", "native", "envpool", "tensor"]

@@ -23,6 +23,7 @@ from rl.learners.ppo import PPOConfig
 from rl.learners.reinforce import ReinforceConfig
 from rl.limits import check_memory, require_gpus
 from rl.models.agent import Network
+from rl.models.encoders import check_encoder
 from rl.models.float8 import check_float8
 from rl.reporting import note
 
@@ -157,6 +158,7 @@ class Config(Generic[LearnerType]):
         require(not surrogates, "--log-dir", ascii(self.log_dir), "cannot be decoded in this locale; set PYTHONUTF8=1")
         require(0 <= self.seed < 2**32, "--seed", self.seed, "must lie between 0 and 4294967295")
         self.env.check()
+        check_encoder(self.network.encoder, allow_import=self.env.allow_import)
 
     def check(self) -> None:
         """Raises `UserError` for a value that cannot work."""

@@ -1,27 +1,33 @@
 """What a machine must have for a run: memory and GPUs."""
 
+import math
 import os
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from rl.dist.launch import local_world_size
-from rl.envs.spaces import BoxActions, Spaces
+from rl.envs.spaces import Spaces
 from rl.errors import UserError
 from rl.learners.learner import LearnerConfig
-from rl.models.agent import Network
+from rl.models.agent import Agent, Network
 
 
 def check_memory(network: Network, learner: LearnerConfig, spaces: Spaces, *, num_envs: int) -> None:
     """Raises `UserError` for rollouts, a replay buffer or a network larger than a rank's part of the memory."""
-    action_size = len(spaces.actions.low) if isinstance(spaces.actions, BoxActions) else 2  # an int64
-    row_bytes = 4 * (2 * spaces.obs_size + action_size + 8)
+    action_size = 2 * spaces.actions.noise_size  # an int64, or less
+    obs_bytes = sum(math.prod(key.shape) * np.dtype(key.dtype).itemsize for key in spaces.obs)
+    row_bytes = obs_bytes * (2 if learner.keeps_next_obs(spaces) else 1) + 4 * (action_size + 8)
+    with torch.device("meta"):  # takes no memory itself
+        num_weights = sum(p.numel() for p in Agent(spaces, replace(network, ortho_init=False)).parameters())
     num_steps = learner.num_steps
     buffer_size = getattr(learner, "buffer_size", 0)
     num_bytes = {
         f"--num-envs {num_envs} × --num-steps {num_steps}": row_bytes * num_envs * num_steps,
         f"--buffer-size {buffer_size}": row_bytes * buffer_size,
         # Weights, their gradients, and Adam's two moments.
-        "--hidden-sizes": 4 * 4 * network.num_weights(spaces.obs_size),
+        "--hidden-sizes": 4 * 4 * num_weights,
     }
     has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / local_world_size()
     for flags, takes in num_bytes.items():

@@ -19,6 +19,8 @@ from torch.optim.adam import Adam, adam
 from rl import tree
 from rl.compile import Execution
 from rl.dist.ranks import Ranks
+from rl.envs.masks import Mask
+from rl.envs.observations import Obs
 from rl.learners.learner import AnyLearner, Metrics, gradient_metrics
 from rl.models.agent import Agent, Weights, call_with
 from rl.models.distributions import Distribution
@@ -147,10 +149,10 @@ class GradientStep:
         self.weights.gradient.add_(gradient)
         return metrics
 
-    def _agent(self, vector: Tensor, obs: Tensor) -> tuple[Distribution, Tensor]:
-        precision = torch.autocast(obs.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
+    def _agent(self, vector: Tensor, obs: Obs, mask: Mask = ()) -> tuple[Distribution, Tensor]:
+        precision = torch.autocast(vector.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
         with precision:
-            return call_with(self.policy, vector, obs)
+            return call_with(self.policy, vector, obs, mask)
 
     @torch.no_grad()
     def _apply(self) -> Metrics:

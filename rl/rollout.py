@@ -11,6 +11,8 @@ from torch import Tensor
 from rl import tree
 from rl.compile import Execution
 from rl.dist.launch import rank
+from rl.envs.masks import Mask
+from rl.envs.observations import Obs
 from rl.envs.tensor_envs import EnvState, TensorEnvs
 from rl.envs.types import Envs, Step
 from rl.models.agent import Agent, Policy, call_with, weight_vector
@@ -20,9 +22,9 @@ from rl.seeding import ACTION, Noise
 class Rollout(NamedTuple):
     """T steps of N environments; every field is [T, N, ...], or [N, ...] for a single step."""
 
-    obs: Tensor  # [T, N, D] float32
-    next_obs: Tensor  # [T, N, D] float32, where the action led; the final observation of an episode that ended
-    action: Tensor  # [T, N] int64 or [T, N, A] float32, as sampled, before the environment's bounds
+    obs: Obs  # [T, N, ...], a tensor or a dict of them
+    next_obs: Obs | None  # [T, N, ...], where the action led; None where nobody needs them, since they may be large
+    action: Tensor  # [T, N] int64, or [T, N, C] int64 or float32, as sampled, before the environment's bounds
     log_prob: Tensor  # [T, N] float32, of the action under the policy that took it
     value: Tensor  # [T, N] float32, of obs
     next_value: Tensor  # [T, N] float32, of next_obs
@@ -32,34 +34,38 @@ class Rollout(NamedTuple):
     weight: Tensor  # [T, N] float32, 0 for a row that no loss may see, else 1
     episode_return: Tensor  # [T, N] float32, of the episode that ended here, else 0
     episode_length: Tensor  # [T, N] float32, likewise
+    mask: Mask = ()  # [T, N, ΣA] bool, the legal actions at obs; () if all are, in all states
 
 
 class Decision(NamedTuple):
-    """What the policy decides at observations [N, D]."""
+    """What the policy decides at observations [N, ...]."""
 
-    action: Tensor  # [N] int64 or [N, A] float32
+    action: Tensor  # [N] int64, or [N, C] int64 or float32
     log_prob: Tensor  # [N] float32
     value: Tensor  # [N] float32
 
 
-def decide(policy: Policy, obs: Tensor, noise: Tensor) -> Decision:
-    """Samples actions at observations [N, D] from uniform noise [N, ...]."""
-    distribution, value = policy(obs)
+def decide(policy: Policy, obs: Obs, mask: Mask, noise: Tensor) -> Decision:
+    """Samples legal actions at observations [N, ...] from uniform noise [N, ...]."""
+    distribution, value = policy(obs, mask)
     action = distribution.sample(noise)
     return Decision(action, distribution.log_prob(action), value)
 
 
-def row(obs: Tensor, decision: Decision, step: Step) -> Rollout:
+def row(obs: Any, mask: Mask, decision: Decision, step: Step) -> Rollout:
     """One step [N, ...] of a rollout; `next_value` is a placeholder until the rollout is complete."""
-    return Rollout(**(step._asdict() | decision._asdict() | {"obs": obs, "next_value": decision.value}))
+    return Rollout(**(step._asdict() | decision._asdict() | {"obs": obs, "mask": mask, "next_value": decision.value}))
 
 
 class Collector:
     """Collects rollouts from N environments; each continues where the last one ended."""
 
-    def __init__(self, envs: Envs, policy: Agent, *, seed: int, first_env: int, execution: Execution) -> None:
+    def __init__(
+        self, envs: Envs, policy: Agent, *, seed: int, first_env: int, execution: Execution, keeps_next_obs: bool
+    ) -> None:
         """Starts an episode in every environment; `first_env` counts environments over all ranks."""
         self.envs = envs
+        self.keeps_next_obs = keeps_next_obs
         self.policy = policy
         self.noise = Noise(seed, ACTION, first_env, envs.num_envs, envs.spaces.actions.noise_size, envs.device)
         self.num_steps = torch.zeros((), dtype=torch.int64, device=envs.device)
@@ -75,38 +81,49 @@ class Collector:
 
     def collect(self, num_steps: int) -> Rollout:
         """The rollout [T, N, ...] of the next T steps."""
-        rows, num_ignored = [], self.envs.num_ignored
-        for noise in self.noise.at(self.num_steps, num_steps):
-            decision = self.decide(self.obs, noise)
+        rows, finals, num_ignored = [], [], self.envs.num_ignored
+        # Filled as they come: stacked at the end, frames would lie in memory twice.
+        all_obs = tree.map(lambda part: part.new_empty(num_steps, *part.shape), self.obs)
+        for t, noise in enumerate(self.noise.at(self.num_steps, num_steps)):
+            mask = self.envs.mask
+            decision = self.decide(self.obs, mask, noise)
             step = self.envs.step(decision.action)
-            rows.append(row(self.obs, decision, step))
+            for place, part in zip(tree.leaves(all_obs), tree.leaves(self.obs), strict=True):
+                place[t] = part
+            if not self.keeps_next_obs:
+                finals.append(tree.index(step.next_obs, step.terminated | step.truncated))
+                step = step._replace(next_obs=None)  # type: ignore[arg-type]
+            rows.append(row(None, mask, decision, step))
             self.obs = step.obs
         self.num_steps = self.num_steps + num_steps
         self.num_played += num_steps * self.envs.num_envs - (self.envs.num_ignored - num_ignored)
-        rollout = tree.stack(rows)
-        return rollout._replace(next_value=self._next_value(rollout))
-
-    def _next_value(self, rollout: Rollout) -> Tensor:
-        """The values [T, N] of `rollout.next_obs`: those of the next step, unless an episode or the rollout ends."""
-        next_value = torch.cat([rollout.value[1:], self.policy(self.obs)[1][None]])
+        rollout = tree.stack(rows)._replace(obs=all_obs)
         ended = rollout.terminated | rollout.truncated
+        final_obs = tree.index(rollout.next_obs, ended) if self.keeps_next_obs else tree.cat(finals)
+        return rollout._replace(next_value=self._next_value(rollout, ended, final_obs))
+
+    def _next_value(self, rollout: Rollout, ended: Tensor, final_obs: Any) -> Tensor:
+        """The values [T, N] of where actions led: those of the next step, unless an episode or the rollout ends."""
+        next_value = torch.cat([rollout.value[1:], self.policy(self.obs)[1][None]])
         if bool(ended.any()):
-            next_value[ended] = self.policy(rollout.next_obs[ended])[1]
+            next_value[ended] = self.policy(final_obs)[1]
         return next_value
 
     def state_dict(self) -> dict[str, Any]:
-        envs = {"obs": self.obs.cpu(), "discounted_return": self.discounted_return.cpu(), **self.envs.state_dict()}
+        obs = tree.map(Tensor.cpu, self.obs)
+        envs = {"obs": obs, "discounted_return": self.discounted_return.cpu(), **self.envs.state_dict()}
         return {"num_steps": int(self.num_steps), "envs": envs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores the environments; prints a note if observations differ from the saved ones."""
         self.num_steps.fill_(state["num_steps"])
-        saved = state["envs"]["obs"].to(self.envs.device)
-        if saved.shape != self.obs.shape:
-            raise ValueError(f"observations of shape {tuple(saved.shape)} instead of {tuple(self.obs.shape)}")
+        saved = tree.map(lambda part: part.to(self.envs.device), state["envs"]["obs"])
+        if (had := _form(saved)) != (has := _form(self.obs)):
+            raise ValueError(f"observations {had} instead of {has}")
         obs = self.envs.load_state_dict(state["envs"], state["num_steps"])
         self.obs = saved if obs is None else obs
-        changed = (self.obs != saved).any(-1)
+        parts = zip(tree.leaves(self.obs), tree.leaves(saved), strict=True)
+        changed = torch.stack([(now != before).reshape(len(now), -1).any(-1) for now, before in parts]).any(0)
         self.discounted_return.copy_(discounted_return_in(state) * ~changed)
         if num_changed := int(changed.sum()):
             print(
@@ -119,9 +136,12 @@ class Collector:
 class TensorCollector:
     """A `Collector` of tensor environments: a rollout is one function of tensors, which can be compiled as a whole."""
 
-    def __init__(self, envs: TensorEnvs, policy: Agent, *, seed: int, first_env: int, execution: Execution) -> None:
+    def __init__(
+        self, envs: TensorEnvs, policy: Agent, *, seed: int, first_env: int, execution: Execution, keeps_next_obs: bool
+    ) -> None:
         """Starts an episode in every environment; `first_env` counts environments over all ranks."""
         self.envs = envs
+        self.keeps_next_obs = keeps_next_obs
         self.policy = policy
         self.noise = Noise(seed, ACTION, first_env, envs.num_envs, envs.spaces.actions.noise_size, envs.device)
         self.num_steps = torch.zeros((), dtype=torch.int64, device=envs.device)
@@ -148,16 +168,22 @@ class TensorCollector:
             policy = functools.partial(call_with, self.policy, weight_vector(self.policy))
         noise = (self.noise.at(first_step, num_steps), *self.envs.draw(first_step, num_steps))
         after, rollout = tree.scan(functools.partial(self.play_step, policy), state, noise, Rollout)
-        _, next_value = policy(rollout.next_obs)  # at all steps: a compiled function must keep its shapes
-        return first_step + num_steps, after, rollout._replace(next_value=next_value)
+        if rollout.next_obs is not None:
+            _, next_value = policy(rollout.next_obs)  # at all steps: a compiled function must keep its shapes
+            rollout = rollout._replace(next_value=next_value)
+        return first_step + num_steps, after, rollout
 
     def _play_step(
         self, policy: Policy, before: EnvState, noise: Tensor, *env_noise: Tensor
     ) -> tuple[EnvState, Rollout]:
         obs = self.envs.observe(before)
-        decision = decide(policy, obs, noise)
+        mask = self.envs.legal(before)
+        decision = decide(policy, obs, mask, noise)
         after, step = self.envs.advance(before, decision.action, *env_noise)
-        return after, row(obs, decision, step)
+        if self.keeps_next_obs:
+            return after, row(obs, mask, decision, step)
+        _, next_value = policy(step.next_obs)
+        return after, row(obs, mask, decision, step)._replace(next_obs=None, next_value=next_value)
 
     def state_dict(self) -> dict[str, Any]:
         envs = {"discounted_return": self.discounted_return.cpu(), **self.envs.state_dict()}
@@ -169,6 +195,11 @@ class TensorCollector:
         self.discounted_return.copy_(discounted_return_in(state))
 
 
+def _form(obs: Obs) -> Any:
+    """The keys, shapes and dtypes of observations."""
+    return tree.map(lambda part: (tuple(part.shape), str(part.dtype)), obs)
+
+
 def discounted_return_in(state: Mapping[str, Any]) -> Tensor:
     """The discounted returns [N] in a collector's state; 0 in one of an earlier version."""
     return torch.as_tensor(state["envs"].get("discounted_return", 0.0))
@@ -178,9 +209,18 @@ AnyCollector = Collector | TensorCollector
 
 
 def make_collector(
-    envs: Envs, policy: Agent, *, seed: int, first_env: int, execution: Execution | None = None
+    envs: Envs,
+    policy: Agent,
+    *,
+    seed: int,
+    first_env: int,
+    execution: Execution | None = None,
+    keeps_next_obs: bool = True,
 ) -> AnyCollector:
     """The collector for these environments; eager unless an execution says otherwise."""
     kind: Any = TensorCollector if isinstance(envs, TensorEnvs) else Collector
-    collector: AnyCollector = kind(envs, policy, seed=seed, first_env=first_env, execution=execution or Execution())
+    execution = execution or Execution()
+    collector: AnyCollector = kind(
+        envs, policy, seed=seed, first_env=first_env, execution=execution, keeps_next_obs=keeps_next_obs
+    )
     return collector

@@ -14,6 +14,7 @@ from rl.config import Config
 from rl.dist.ranks import Ranks
 from rl.envs.make import make_envs
 from rl.envs.types import Envs
+from rl.errors import UserError
 from rl.learners.learner import AnyLearner
 from rl.models.agent import Agent, Weights
 from rl.models.float8 import to_float8
@@ -30,6 +31,15 @@ from rl.statistics import Statistics
 def one_env(config: Config[Any]) -> Envs:
     """A single environment, for its spaces and types."""
     return make_envs(config.env.for_evaluation(1))
+
+
+def check_has_masks(learner: AnyLearner, samples: Any, rollout: Rollout) -> None:
+    """Raises `UserError` for a learner that would learn from the probabilities of illegal actions."""
+    if isinstance(rollout.mask, torch.Tensor) and not isinstance(getattr(samples, "mask", None), torch.Tensor):
+        raise UserError(
+            f"{type(learner).__name__}.prepare: returned samples without masks, which the environments have; must have"
+            " a field `mask`, from rollout.mask, for its loss to call policy(obs, mask)"
+        )
 
 
 class Session:
@@ -108,7 +118,12 @@ class Session:
             envs = self.envs.to(self.device)
             first_env = ranks.rank * envs.num_envs
             self.collector = make_collector(
-                envs, self.agent, seed=config.seed, first_env=first_env, execution=self.execution
+                envs,
+                self.agent,
+                seed=config.seed,
+                first_env=first_env,
+                execution=self.execution,
+                keeps_next_obs=config.learner.keeps_next_obs(envs.spaces),
             )
             self.estimate = self.execution.loop(self._estimate)
             self.statistics = Statistics(self.agent, self.collector, config.learner.gamma)
@@ -133,6 +148,8 @@ class Session:
         need the `rollout`. Actions and their log-probabilities stay those of the policy that acted.
         """
         learner = self.learner
+        if rollout is not None:
+            check_has_masks(learner, samples, rollout)
         for epoch in range(learner.config.update_epochs):
             if epoch > 0 and rollout is not None and learner.config.recompute_advantages:
                 with torch.no_grad(), self.autocast():

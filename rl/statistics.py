@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rl.envs.observations import numbers_of
 from rl.models.agent import Agent
 from rl.models.normalizer import Normalizer
 from rl.returns import discounted_returns
@@ -54,7 +55,8 @@ class Statistics:
     def _measure(self, rollout: Rollout) -> None:
         self.measured = []
         if (normalizer := self.agent.obs_normalizer) is not None:
-            self.measured.append((normalizer, rollout.obs, rollout.weight))
+            numbers = numbers_of(self.agent.spaces.obs, rollout.obs)
+            self.measured.append((normalizer, numbers, rollout.weight))
         if (normalizer := self.agent.return_normalizer) is not None:
             ended = rollout.terminated | rollout.truncated
             returns = discounted_returns(self.collector.discounted_return, rollout.reward, ended, self.gamma)

@@ -1,15 +1,17 @@
-"""Trees of tensors: a tensor, or NamedTuples, tuples, lists and dicts of trees."""
+"""Trees of tensors (or of arrays): a tensor, or NamedTuples, tuples, lists and dicts of trees."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan as compiled_scan
 
 TreeType = TypeVar("TreeType")
 Carry = TypeVar("Carry", bound=tuple[Tensor, ...])  # a NamedTuple of tensors
-Output = TypeVar("Output", bound=tuple[Tensor, ...])  # likewise
+Output = TypeVar("Output", bound=tuple[Any, ...])  # a NamedTuple of trees
+LEAVES = (Tensor, np.ndarray)
 
 
 def map(function: Callable[..., Any], tree: TreeType, *others: TreeType) -> TreeType:
@@ -18,7 +20,7 @@ def map(function: Callable[..., Any], tree: TreeType, *others: TreeType) -> Tree
     What is neither a container nor a tensor stays as it is.
     """
     result: Any = tree
-    if isinstance(tree, Tensor):
+    if isinstance(tree, LEAVES):
         result = function(tree, *others)
     elif isinstance(tree, dict):
         parts = [map(function, *values) for values in zip(*(other.values() for other in (tree, *others)), strict=True)]  # type: ignore[attr-defined]
@@ -31,8 +33,8 @@ def map(function: Callable[..., Any], tree: TreeType, *others: TreeType) -> Tree
 
 def leaves(tree: Any) -> Iterator[Tensor]:
     """The tensors of a tree, in order."""
-    if isinstance(tree, Tensor):
-        yield tree
+    if isinstance(tree, LEAVES):
+        yield tree  # type: ignore[misc]
     elif isinstance(tree, tuple | list | dict):
         for part in tree.values() if isinstance(tree, dict) else tree:
             yield from leaves(part)
@@ -79,7 +81,7 @@ def scan(
         def plain_step(plain: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> tuple[Any, Any]:
             after, output = step(type(carry)(*plain), *now)
             # The compiled loop takes plain tuples only, and no tensor may be both carry and output.
-            return tuple(after), tuple(field.clone() for field in output)
+            return tuple(after), map(torch.clone, tuple(output))
 
         after, outputs = compiled_scan(plain_step, tuple(carry), inputs, reverse=reverse)
         return type(carry)(*after), output_type(*outputs)

@@ -10,6 +10,7 @@ import train_torch
 from rl import tree
 from rl.cli import command_line
 from rl.config import CONFIGS, Config
+from rl.envs.masks import Mask
 from rl.learners.learner import Learner, LearnerConfig, Metrics, normalized_weight, weighted_mean, weighted_sums
 from rl.models.agent import Policy
 from rl.returns import gae
@@ -28,6 +29,7 @@ class Rows(NamedTuple):  # every field is [B, ...]
     advantage: Tensor
     target: Tensor
     weight: Tensor
+    mask: Mask = ()
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,14 @@ class A2C(Learner[Estimates, Rows]):
 
     def prepare(self, rollout: Rollout, estimates: Estimates, totals: Tensor) -> tuple[Rows, Metrics]:
         advantage, weight = estimates.advantage, normalized_weight(rollout.weight, *totals)
-        rows = Rows(rollout.obs, rollout.action, advantage, advantage + rollout.value, weight)
+        rows = Rows(rollout.obs, rollout.action, advantage, advantage + rollout.value, weight, rollout.mask)
         return tree.map(lambda field: field.flatten(0, 1), rows), {}
 
     def minibatches(self, samples: Rows, shuffle: Shuffle) -> Iterator[Rows]:
         yield samples
 
     def loss(self, policy: Policy, samples: Rows) -> tuple[Tensor, Metrics]:
-        distribution, value = policy(samples.obs)
+        distribution, value = policy(samples.obs, samples.mask)
         policy_loss = -weighted_mean(distribution.log_prob(samples.action) * samples.advantage, samples.weight)
         value_loss = weighted_mean((samples.target - value).square(), samples.weight)
         return policy_loss + 0.5 * value_loss, {"Loss/value_loss": value_loss.detach()}

@@ -208,22 +208,16 @@ class Stopped(Probe):
         return super().reset(seed=seed, options=options)
 
 
-class DictObs(Probe):
-    """Has Dict observations."""
-
-    observation_space = gym.spaces.Dict({"position": gym.spaces.Box(-1, 1, (1,))})
-
-
 class TextObs(Probe):
     """Has Text observations."""
 
     observation_space = gym.spaces.Text(5)
 
 
-class MultiBinaryAction(Probe):
-    """Has MultiBinary actions."""
+class TextAction(Probe):
+    """Has Text actions."""
 
-    action_space = gym.spaces.MultiBinary(3)
+    action_space = gym.spaces.Text(5)
 
 
 class DiscHuge(Probe):
@@ -282,9 +276,8 @@ for probe, limit in (
     (NotANumber, None),
     (HugeReward, None),
     (Unseeded, None),
-    (DictObs, None),
     (TextObs, None),
-    (MultiBinaryAction, None),
+    (TextAction, None),
     (DiscHuge, None),
     (Broken, None),
     (Raising, None),

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from rl import tree
 from rl.dist.launch import rank
 from rl.dist.ranks import Ranks
-from rl.envs.spaces import DiscreteActions, Spaces
+from rl.envs.actions import DiscreteActions
+from rl.envs.observations import vector
+from rl.envs.spaces import Spaces
 from rl.exchange import PLAYER, Exchange, Order, padded
 from rl.learners.ppo import PPOConfig, Rows
 from rl.models.agent import Agent, Network, weight_vector
@@ -17,7 +20,7 @@ from rl.run.control import ASKED
 from rl.seeding import Shuffle
 from tests.ranks import in_ranks
 
-SPACES = Spaces(3, DiscreteActions(2))
+SPACES = Spaces(vector(3), DiscreteActions(2))
 LEARNER = PPOConfig(per_rank_batch_size=4, update_epochs=2).build()
 
 
@@ -81,7 +84,7 @@ def test_every_row_reaches_one_trainer_an_epoch_and_weighs_the_same(
     (metrics, weights), *trainers = in_ranks(_both_ends, num_trainers + 1, tmp_path, num_rows, shared)
     rows = make_rows(num_rows)
     epochs = [Rows(*epoch) for _, epoch, _, _ in trainers]
-    learned = Rows(*map(torch.cat, zip(*epochs, strict=True)))
+    learned = tree.cat(epochs)
     real = learned.weight > 0
     assert sorted(learned.target[real].tolist()) == rows.target[rows.weight > 0].tolist()
     # All weights grew by one factor, which keeps their mean over all rows at 1.

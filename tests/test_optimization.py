@@ -8,15 +8,17 @@ from torch.nn.utils import clip_grad_norm_
 import rl.optimization
 from rl.compile import Execution, Mode
 from rl.dist.ranks import Ranks
-from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
+from rl.envs.actions import BoxActions, DiscreteActions
+from rl.envs.observations import vector
+from rl.envs.spaces import Spaces
 from rl.learners.ppo import PPOConfig, Rows
 from rl.models.agent import Agent, Network, Weights, call_with, weight_vector
 from rl.optimization import GradientStep, make_adam
 
 SPACES = {
-    "discrete": Spaces(3, DiscreteActions(4)),
-    "continuous": Spaces(3, BoxActions((-1.0, -1.0), (1.0, 1.0))),
-    "squashed": Spaces(3, BoxActions((-1.0, -1.0), (1.0, 1.0), squash=True)),
+    "discrete": Spaces(vector(3), DiscreteActions(4)),
+    "continuous": Spaces(vector(3), BoxActions((-1.0, -1.0), (1.0, 1.0))),
+    "squashed": Spaces(vector(3), BoxActions((-1.0, -1.0), (1.0, 1.0), squash=True)),
 }
 LEARNER = PPOConfig(ent_coef=0.01, clip_vloss=True).build()
 

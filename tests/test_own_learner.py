@@ -5,17 +5,21 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from torch import Tensor
 
 import train_torch
 from rl.cli import command_line
 from rl.config import CONFIGS, Config
+from rl.errors import UserError
 from rl.learners.learner import Metrics
 from rl.rollout import Rollout
 from rl.run.run import Run
+from rl.session import check_has_masks
 from tests.a2c import A2C, A2CConfig
 from tests.programs.launch import ROOT, scalars, start, succeeded
 from tests.states import differences, final_state
@@ -83,6 +87,13 @@ def test_samples_without_weights_are_refused_before_anything_is_learned(
         train(monkeypatch, FLAGS.replace("a2c", "forgetful"))
     assert refused.value.code == 2
     assert "Forgetful.prepare: returned samples of obs; must have a field `weight`" in capsys.readouterr().err
+
+
+def test_samples_without_masks_are_refused_where_environments_have_them() -> None:
+    rollout: Any = SimpleNamespace(mask=torch.ones(2, 3, dtype=torch.bool))
+    with pytest.raises(UserError, match=r"Forgetful.prepare: returned samples without masks.* a field `mask`"):
+        check_has_masks(Forgetful(A2CConfig()), Unweighted(torch.zeros(2)), rollout)
+    check_has_masks(Forgetful(A2CConfig()), Unweighted(torch.zeros(2)), SimpleNamespace(mask=()))  # type: ignore[arg-type]
 
 
 def test_two_runs_in_one_process_are_like_one_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

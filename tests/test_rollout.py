@@ -11,6 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import train_torch
+from rl import tree
 from rl.cli import parse
 from rl.config import CONFIGS
 from rl.envs.gym_envs import GymEnvs
@@ -21,6 +22,7 @@ from rl.models.agent import Agent, Network
 from rl.rollout import Collector, Rollout, TensorCollector, make_collector
 from rl.run.checkpoint import read_checkpoint
 from rl.run.run import Run
+from tests import seeing  # noqa: F401 (registers environments)
 from tests.programs.launch import scalars
 
 
@@ -43,23 +45,23 @@ def collector(
 
 
 def assert_equal(ours: Rollout, theirs: Rollout) -> None:
-    for name, field, other in zip(Rollout._fields, ours, theirs, strict=True):
+    for name, *fields in zip(Rollout._fields, ours, theirs, strict=True):
         # The values of final observations come from a pass over as many rows as episodes ended, which may round.
         exact = torch.equal if name != "next_value" else functools.partial(torch.allclose, atol=1e-6)
-        assert exact(field, other), name
+        assert all(exact(*pair) for pair in zip(*map(tree.leaves, fields), strict=True)), name
 
 
 def test_a_rollout_is_the_stream_of_steps_wherever_it_is_cut() -> None:
     whole, parts = collector("CartPole-v1", 3), collector("CartPole-v1", 3)
     pieces = [parts.collect(n) for n in (10, 1, 29)]
-    assert_equal(whole.collect(40), Rollout(*map(torch.cat, zip(*pieces, strict=True))))
+    assert_equal(whole.collect(40), tree.cat(pieces))
 
 
-@pytest.mark.parametrize("env_id", ["CustomEnv-v0", "CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("env_id", ["CustomEnv-v0", "CartPole-v1", "Pendulum-v1", "Everything-v0"])
 def test_two_ranks_collect_what_one_rank_with_all_their_environments_does(env_id: str) -> None:
     whole = collector(env_id, 8).collect(230)
     halves = [collector(env_id, 4, first).collect(230) for first in (0, 4)]
-    assert_equal(whole, Rollout(*(torch.cat(fields, dim=1) for fields in zip(*halves, strict=True))))
+    assert_equal(whole, tree.map(lambda *fields: torch.cat(fields, dim=1), *halves))
     assert whole.truncated.any() or whole.terminated.any()
 
 
@@ -131,6 +133,31 @@ def test_a_run_counts_and_takes_real_steps_and_not_those_in_which_environments_o
     assert read_checkpoint(folder / "last.ckpt")["run"]["step"] == steps[-1]
     rates = [rate for _, rate in scalars(folder)["Info/learning_rate"]]
     assert rates == pytest.approx([3e-3 * (1 - step / 1920) for step in (0, *steps[:-1])])
+
+
+def test_observations_of_images_are_kept_once_and_next_values_stay_the_same() -> None:
+    envs = [make_envs(EnvConfig("Frames-v0", num_envs=3)) for _ in range(2)]
+    policy = agent_for(envs[0])
+    twice, once = (
+        make_collector(env, policy, seed=1, first_env=0, keeps_next_obs=keeps).collect(40)
+        for env, keeps in zip(envs, (True, False), strict=True)
+    )
+    assert twice.terminated.sum() > 3 and once.next_obs is None
+    assert_equal(once, twice._replace(next_obs=None))
+    num_bytes = sum(field.nbytes for field in tree.leaves(once))
+    assert 40 * 3 * 2 * 36 * 40 < num_bytes < 1.02 * 40 * 3 * 2 * 36 * 40  # Atari's 64 × 128 × 4 × 84 × 84: 0.23 GB
+
+
+def test_a_dict_gives_the_bits_of_a_vector_of_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = "--num-envs 3 --num-steps 32 --total-timesteps 480 --eval-episodes 1 --normalize-obs --hidden-sizes 16"
+    agents = []
+    for env_id in ("Whole-v0", "Parts-v0"):
+        with torch.enable_grad():
+            train_torch.main(parse([*flags.split(), "--env-id", env_id], CONFIGS))
+        (folder,) = Path("logs/torch_logs").glob(f"{env_id}*")
+        agents.append(read_checkpoint(folder / "last.ckpt")["agent"])
+    whole, parts = agents
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 def test_collecting_leaves_the_global_generator_alone() -> None:

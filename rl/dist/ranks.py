@@ -113,5 +113,10 @@ def unpack(packed: Tensor, like: Rows) -> Rows:
     sizes = [field[0].numel() * field.element_size() for field in tree.leaves(like)]
     columns = iter(torch.split(packed, sizes, dim=1))
     return tree.map(
-        lambda field: next(columns).contiguous().view(field.dtype).reshape(len(packed), *field.shape[1:]), like
+        # A copy, which begins where numbers of its dtype may; a column of a single row may not.
+        lambda field: next(columns)
+        .clone(memory_format=torch.contiguous_format)
+        .view(field.dtype)
+        .reshape(len(packed), *field.shape[1:]),
+        like,
     )

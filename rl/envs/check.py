@@ -12,11 +12,16 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.utils import env_checker
+from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from rl import tree
+from rl.envs.action_spaces import actions_of
+from rl.envs.masks import without_halves
+from rl.envs.observations import ObsKey, part_of
 from rl.envs.spaces import Spaces
-from rl.envs.tensor_envs import TensorEnv, TensorEnvs
+from rl.envs.tensor_envs import TensorEnv, TensorEnvs, rows_of
 from rl.errors import UserError, described
 
 NUM_ENVS, NUM_EPISODES, NUM_STEPS = 5, 4, 10
@@ -70,16 +75,15 @@ def _check_tensor_env(env: TensorEnv, name: str, device: torch.device) -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         device = torch.device("meta")  # tensors without values, which do not mix with the CPU's either
     envs = TensorEnvs(_Watched(env, name).stepped(), NUM_ENVS, name).to(device)
-    actions = copy.deepcopy(env.action_space)
+    actions = batch_space(copy.deepcopy(env.action_space), NUM_ENVS)
     actions.seed(0)
-    start = int(actions.start) if isinstance(actions, gym.spaces.Discrete) else None
     with torch.no_grad():
         envs.reset(seed=0)
         for _ in range(NUM_EPISODES):
             for _ in range(NUM_STEPS):
-                sampled = np.stack([actions.sample() for _ in range(NUM_ENVS)])
-                action = sampled.reshape(NUM_ENVS, -1).astype(np.float32) if start is None else sampled - start
-                envs.step(torch.as_tensor(action, device=device))
+                envs.legal(envs.state)
+                row = rows_of(env.action_space, actions.sample(), NUM_ENVS, torch.device("cpu")).to(device)
+                envs.step(row[:, 0] if isinstance(env.action_space, gym.spaces.Discrete) else row)
             envs.restart()
 
 
@@ -102,34 +106,51 @@ class _Watched:
 
     def __init__(self, env: TensorEnv, name: str) -> None:
         self.env, self.name = env, name
+        self.actions = actions_of(name, env.action_space)
+        self.keys = Spaces.of(name, env.observation_space, env.action_space).obs
 
     def stepped(self) -> TensorEnv:
         """The environment, with functions that are checked."""
         env = copy.copy(self.env)
-        for function in ("initial", "transition", "observation", "reward", "terminal"):
+        own_mask = ["mask"] if type(env).mask is not TensorEnv.mask else []
+        for function in ("initial", "transition", "observation", "reward", "terminal", *own_mask):
             setattr(env, function, functools.partial(self._call, function))
         return env
 
-    def _call(self, name: str, *args: Tensor) -> Tensor:
+    def _call(self, name: str, *args: Any) -> Any:
         """What a function returns, if it returns the same a second time, and for an environment alone."""
-        result, again = self._once(name, *args), self._once(name, *args)
-        if result.is_meta:
-            return result
-        if not torch.equal(result.nan_to_num(), again.nan_to_num()):
+        whole = self._once(name, *args)
+        results, again = self._tensors(name, whole), self._tensors(name, self._once(name, *args))
+        if results[0].is_meta:
+            return whole
+        if not all(map(torch.equal, map(torch.nan_to_num, results), map(torch.nan_to_num, again))):
             raise self._wrong(name, "gives something else the second time; what is random must come from the noise")
         for n in (0, NUM_ENVS - 1):
-            alone = self._once(name, *(arg[n : n + 1] for arg in args))
-            if not torch.allclose(alone[0].double(), result[n].double(), rtol=1e-3, atol=1e-5, equal_nan=True):
-                given = f"{alone[0].tolist()} for an environment alone and {result[n].tolist()} among {NUM_ENVS}"
-                raise self._wrong(name, f"gives {given}; must treat each environment by itself")
+            alone = self._tensors(name, self._once(name, *tree.index(args, slice(n, n + 1))))
+            for one, result in zip(alone, results, strict=True):
+                if not torch.allclose(one[0].double(), result[n].double(), rtol=1e-3, atol=1e-5, equal_nan=True):
+                    given = f"{one[0].tolist()} for an environment alone and {result[n].tolist()} among {NUM_ENVS}"
+                    raise self._wrong(name, f"gives {given}; must treat each environment by itself")
         if name == "observation":
-            self._check_within(result)
-        if name == "reward" and not result.isfinite().all():
-            raise self._wrong(name, f"gives {result[~result.isfinite()][0]:g}; must be finite numbers")
-        return result
+            for key, result in zip(self.keys, results, strict=True):
+                self._check_within(key, result)
+        if name == "mask" and not without_halves(whole, self.actions.sizes).any(-1).all():
+            raise self._wrong(name, "gives a row without a legal action; must allow one in every state")
+        if name == "reward" and not results[0].isfinite().all():
+            raise self._wrong(name, f"gives {results[0][~results[0].isfinite()][0]:g}; must be finite numbers")
+        return whole
 
-    def _once(self, name: str, *args: Tensor) -> Tensor:
-        kept, generator = [arg.clone() for arg in args], torch.get_rng_state()
+    def _tensors(self, name: str, result: Any) -> list[Any]:
+        """The tensors of what a function returned."""
+        if name != "observation":
+            return [result]
+        try:
+            return [part_of(result, key) for key in self.keys]
+        except (LookupError, TypeError):
+            raise self._wrong(name, f"gives {type(result).__name__}; must be a dict as its space has it") from None
+
+    def _once(self, name: str, *args: Any) -> Any:
+        kept, generator = tree.map(torch.clone, args), torch.get_rng_state()
         try:
             with _Blind():
                 result = getattr(self.env, name)(*args)
@@ -139,38 +160,59 @@ class _Watched:
             raise self._wrong(name, f"{what}, at {_place(error)}") from error
         if not torch.equal(torch.get_rng_state(), generator):
             raise self._wrong(name, "draws from torch's generator; what is random must come from the noise")
-        for number, (arg, before) in enumerate(zip(args, kept, strict=True), 1):
-            if not arg.is_meta and not torch.equal(arg.nan_to_num(), before.nan_to_num()):
-                raise self._wrong(name, f"changes its argument {number} in place; must leave it as it is")
-        self._check_form(name, result, args[0])
-        return result  # type: ignore[no-any-return]
+        for number, both in enumerate(zip(args, kept, strict=True), 1):
+            for arg, before in zip(*map(tree.leaves, both), strict=True):
+                if not arg.is_meta and not torch.equal(arg.nan_to_num(), before.nan_to_num()):
+                    raise self._wrong(name, f"changes its argument {number} in place; must leave it as it is")
+        for key, tensor in zip(
+            self.keys if name == "observation" else [None], self._tensors(name, result), strict=True
+        ):
+            self._check_form(name, tensor, args[0], key)
+        return result
 
-    def _check_form(self, name: str, result: Any, like: Tensor) -> None:
+    def _check_form(self, name: str, result: Any, like: Tensor, key: ObsKey | None) -> None:
         if not isinstance(result, Tensor):
             raise self._wrong(name, f"gives {type(result).__name__}; must be a tensor")
-        obs_shape = self.env.observation_space.shape
-        of_one = {"initial": result.shape[1:], "transition": like.shape[1:], "observation": obs_shape}
+        of_one = {"initial": result.shape[1:], "transition": like.shape[1:]}
+        of_one["mask"] = torch.Size([sum(self.actions.sizes)])
+        if key is not None:
+            of_one["observation"] = torch.Size(key.shape)
         shape = (len(like), *of_one.get(name, ()))
         if result.shape != shape:
             raise self._wrong(name, f"gives shape {tuple(result.shape)}; must be {shape} with {len(like)} environments")
-        dtype = {"initial": like.dtype, "transition": like.dtype, "terminal": torch.bool}.get(name)
-        if result.dtype != dtype if dtype else not result.is_floating_point():
+        dtypes = {"initial": like.dtype, "transition": like.dtype, "terminal": torch.bool, "mask": torch.bool}
+        dtype = dtypes.get(name)
+        any_kind = key is not None and key.dtype != "float32"  # whole numbers, which are cast
+        if result.dtype != dtype if dtype else not (result.is_floating_point() or any_kind):
             raise self._wrong(name, f"gives {result.dtype}; must be {dtype or 'floating-point'}")
         if result.device != like.device:
             right = f"must be on {like.device}, as its arguments are"
             raise self._wrong(name, f"gives a tensor on {result.device}; {right}")
 
-    def _check_within(self, obs: Tensor) -> None:
-        space = self.env.observation_space
-        low, high = (torch.as_tensor(bound, device=obs.device) for bound in (space.low, space.high))
-        within = (obs >= low - 1e-5 * (1 + low.abs())) & (obs <= high + 1e-5 * (1 + high.abs())) & obs.isfinite()
+    def _check_within(self, key: ObsKey, obs: Tensor) -> None:
+        low, high = (torch.as_tensor(bound, device=obs.device).double() for bound in _bounds(self.env, key))
+        exact = obs.double()
+        within = (exact >= low - 1e-5 * (1 + low.abs())) & (exact <= high + 1e-5 * (1 + high.abs())) & exact.isfinite()
         if not within.all():
-            row, number = (~within).nonzero()[0].tolist()
-            what = f"gives {obs[row, number]:g} as number {number}"
-            raise self._wrong("observation", f"{what}; must be finite and within {low[number]:g} and {high[number]:g}")
+            place = tuple((~within).nonzero()[0].tolist())
+            low, high = (bound.expand(key.shape)[place[1:]] for bound in (low, high))
+            number = " ".join(map(str, (*([key.name] if key.name else []), *place[1:])))
+            what = f"gives {exact[place]:g} as number {number}"
+            raise self._wrong("observation", f"{what}; must be finite and within {low:g} and {high:g}")
 
     def _wrong(self, name: str, what: str) -> UserError:
         return UserError(f"{self.name}.{name}: {what}")
+
+
+def _bounds(env: TensorEnv, key: ObsKey) -> tuple[Any, Any]:
+    """The lowest and the highest values of a part of an observation."""
+    space = part_of(env.observation_space, key)
+    if isinstance(space, gym.spaces.Box):
+        return space.low, space.high
+    if key.num_values:
+        start = np.reshape(key.start, key.shape)
+        return start, start + np.reshape(key.num_values, key.shape) - 1
+    return 0, 1
 
 
 def _place(error: Exception) -> str:

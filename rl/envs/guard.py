@@ -5,6 +5,7 @@ counts.
 """
 
 import atexit
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,8 +13,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from rl import tree
 from rl.dist.launch import rank
 from rl.envs.failures import QUIET, AnyVectorEnv, EpisodeError, from_outside, trouble_of, watched
+from rl.envs.observations import Arrays, Keys, part_of
 from rl.envs.workers import DeadWorkerError, Workers
 from rl.errors import OneEnvError, described, one_line
 from rl.seeding import episode_seed
@@ -53,12 +56,13 @@ class Guard:
     """Calls a batch of environments and checks what it returns; errors say where, and leave no process behind."""
 
     def __init__(
-        self, envs: AnyVectorEnv, env_id: str, position: Position, *, obs_size: int, timeout_seconds: float
+        self, envs: AnyVectorEnv, env_id: str, position: Position, *, keys: Keys, timeout_seconds: float
     ) -> None:
         self.envs = envs
         self.env_id = env_id
-        self.obs_shape = (envs.num_envs, obs_size)
-        self.zeros = np.zeros(envs.num_envs * obs_size, np.float32)
+        self.keys = keys
+        self.shapes = [(envs.num_envs, *key.shape) for key in keys]
+        self.zeros = np.zeros(max(map(math.prod, self.shapes)), np.float32)
         self.position = position
         self.timeout_seconds = timeout_seconds
         self.watched = watched(timeout_seconds, lambda: self._described(self._hung()))
@@ -91,28 +95,62 @@ class Guard:
             return
         if not isinstance(result, tuple) or len(result) != 5 or not isinstance(result[4], dict):
             raise self.batch_error(f"gave {one_line(repr(result))} instead of four arrays and a dictionary")
-        for name, part in zip(("observation", "reward", "terminated", "truncated"), result, strict=False):
-            array = np.asarray(part)
-            shape = array.shape[:1] if name == "observation" else array.shape
-            if array.dtype.kind not in "biuf" or shape != self.obs_shape[:1]:
-                raise self.batch_error(f"gave numbers of type {array.dtype} and shape {array.shape} for {name}")
+        for name, part in zip(("reward", "terminated", "truncated"), result[1:], strict=False):
+            self._check_type(name, np.asarray(part), (self.envs.num_envs,))
+        for key, shape in zip(self.keys, self.shapes, strict=True):
+            array = np.asarray(self.call(lambda key=key: part_of(result[0], key)))  # type: ignore[misc]
+            self._check_type("observation", array, (*shape[:1], *array.shape[1:]))
+
+    def _check_type(self, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+        if array.dtype.kind not in "biuf" or array.shape != shape:
+            raise self.batch_error(f"gave numbers of type {array.dtype} and shape {array.shape} for {name}")
 
     @QUIET
-    def check_numbers(self, obs: NDArray[Any], next_obs: NDArray[Any], reward: NDArray[Any]) -> None:
-        """Raises `OneEnvError` for observations of another shape than [N, D], and for numbers that are not finite."""
-        if obs.shape != self.obs_shape:
-            what = f"of shape {obs.shape}; must be {self.obs_shape}"
-            raise self.error(f"the environments gave observations {what}{self.position.of_batch()}")
-        # 0 · x is NaN for NaN and inf, so one product with zeros checks a whole array, faster than isfinite.
-        total = np.dot(obs.reshape(-1), self.zeros) + np.dot(reward, self.zeros[: len(reward)])
-        if total == 0 and (next_obs is obs or np.dot(next_obs.reshape(-1), self.zeros) == 0):
+    def check_numbers(self, obs: Arrays, next_obs: Arrays, reward: NDArray[Any]) -> None:
+        """Raises `OneEnvError` for observations of another shape than the space's, or with invalid numbers."""
+        for array, shape in zip(tree.leaves(obs), self.shapes, strict=True):
+            if array.shape != shape:
+                what = f"of shape {tuple(array.shape)}; must be {shape}"
+                raise self.error(f"the environments gave observations {what}{self.position.of_batch()}")
+        if (
+            np.dot(reward, self.zeros[: len(reward)]) == 0
+            and self._sound(obs)
+            and (next_obs is obs or self._sound(next_obs))
+        ):
             return
-        n = int((np.isfinite(next_obs).all(-1) & np.isfinite(reward) & np.isfinite(obs).all(-1)).argmin())
-        seen, step, episode = next_obs[n], self.position.length[n], int(self.position.episode[n])
-        if np.isfinite(seen).all() and np.isfinite(reward[n]):  # so the next episode's first observation is not
-            seen, step, episode = obs[n], 0, episode + 1
-        what = f"an observation or a reward that is not finite: {seen.tolist()}, {reward[n]:g}"
+        rewards = np.isfinite(reward)
+        rows, next_rows = self._sound_rows(obs), self._sound_rows(next_obs)
+        n = int((rows & next_rows & rewards).argmin())
+        seen, step, episode = next_obs, self.position.length[n], int(self.position.episode[n])
+        if next_rows[n] and rewards[n]:  # so the next episode's first observation is not
+            seen, step, episode = obs, 0, episode + 1
+        what = f"an observation or a reward that is not finite: {self._shown(seen, n)}, {reward[n]:g}"
         raise self.error(f"environment {n} gave {what}{self.position.of(n, step=step, episode=episode)}")
+
+    def _sound(self, obs: Arrays) -> bool:
+        """Whether all numbers are finite, and those that the agent takes as one-hot vectors are in their space."""
+        for key, array in zip(self.keys, tree.leaves(obs), strict=True):
+            if key.dtype == "float32":
+                # 0 · x is NaN for NaN and inf, so one product with zeros checks an array, faster than isfinite.
+                if np.dot(array.reshape(-1), self.zeros[: array.size]) != 0:
+                    return False
+            elif key.num_values and not key.sound(array).all():  # type: ignore[arg-type]
+                return False
+        return True
+
+    def _sound_rows(self, obs: Arrays) -> NDArray[np.bool_]:
+        arrays = zip(self.keys, tree.leaves(obs), strict=True)
+        rows: NDArray[np.bool_] = np.all([key.sound(array) for key, array in arrays], axis=0)  # type: ignore[arg-type]
+        return rows
+
+    def _shown(self, obs: Arrays, n: int) -> str:
+        """The part of a row that is wrong, or else the first."""
+        parts = list(zip(self.keys, tree.leaves(obs), strict=True))
+        key, array = next((part for part in parts if not part[0].sound(part[1])[n]), parts[0])  # type: ignore[arg-type]
+        shown = one_line(str(array[n].tolist()))
+        if key.num_values:
+            shown += f" (its space has {one_line(str(key.num_values))} values, counted from 0)"
+        return f"{key.name} {shown}" if key.name else shown
 
     def error(self, what: str) -> OneEnvError:
         """The error to raise, after the environments' processes were killed."""

@@ -19,9 +19,13 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rl import tree
+from rl.envs.actions import CompositeActions
 from rl.envs.failures import QUIET, AnyVectorEnv
 from rl.envs.guard import Guard, Position
 from rl.envs.history import History
+from rl.envs.masks import KEY, Mask, allows_one, checked
+from rl.envs.observations import Arrays, Obs, as_arrays, final_arrays
 from rl.envs.seeded import seed_of
 from rl.envs.snapshot import restore, snapshot
 from rl.envs.spaces import Spaces
@@ -73,13 +77,14 @@ class GymEnvs:
         self.resets_in_next_step = autoreset == AutoresetMode.NEXT_STEP
         self.resetting = np.zeros(self.num_envs, np.bool_)  # with NEXT_STEP: the next step resets
         self.num_ignored = 0
+        self.mask: Mask = ()
         self.position = Position(self.num_envs, seeded=seeded, where=where)
         self.running_return = np.zeros(self.num_envs)
         self.history = History(env_id, self.num_envs, max_replay_steps)
-        size = self.spaces.obs_size
-        self.guard = Guard(envs, env_id, self.position, obs_size=size, timeout_seconds=timeout_seconds)
+        keys = self.keys = self.spaces.obs
+        self.guard = Guard(envs, env_id, self.position, keys=keys, timeout_seconds=timeout_seconds)
 
-    def reset(self, seed: int, first_env: int = 0) -> Tensor:
+    def reset(self, seed: int, first_env: int = 0) -> Obs:
         position = self.position
         position.environment[:] = [environment_seed(seed, first_env + i) for i in range(self.num_envs)]
         position.episode[:], position.num_steps = 0, 0
@@ -88,19 +93,21 @@ class GymEnvs:
         seeds = self._episode_seeds() if self.seeded else position.environment.tolist()
         return self._aligned(self._reset(seeds if one_each else seeds[0]))
 
-    def restart(self) -> Tensor:
+    def restart(self) -> Obs:
         self.position.episode += 1
         return self._aligned(self._reset(None))
 
     def step(self, action: Tensor) -> Step:
         """Raises `OneEnvError` if an environment raises, hangs, dies, or returns an invalid observation or reward."""
         in_env = self.spaces.actions.to_env(action.cpu().numpy())
+        if self.seeded and isinstance(self.spaces.actions, CompositeActions):
+            in_env = self.spaces.actions.flattened(in_env)
         if self.memory == "episodes":
             self.history.add(in_env)
         result = self.guard.call(lambda: self.envs.step(in_env))
         self.guard.check_types(result)
         # Copies, because an environment may write its next step into the same arrays.
-        obs, reward = as_float32(result[0]), as_float32(result[1])
+        obs, reward = as_arrays(self.keys, result[0]), as_float32(result[1])
         terminated, truncated = np.array(result[2], np.bool_), np.array(result[3], np.bool_)
         ended = terminated | truncated
         any_ended = bool(ended.any())
@@ -110,9 +117,11 @@ class GymEnvs:
         self.running_return += reward
         self.position.length += acted
         self.guard.check_numbers(obs, next_obs, reward)
+        if isinstance(self.mask, Tensor) or KEY in result[4]:
+            self.mask = self._mask(result[4], ended=ended)
         step = Step(
             obs=self._aligned(obs),
-            next_obs=self._tensor(next_obs),
+            next_obs=tree.map(self._tensor, next_obs),  # type: ignore[arg-type]
             reward=self._tensor(reward),
             terminated=self._tensor(terminated),
             truncated=self._tensor(truncated),
@@ -127,14 +136,41 @@ class GymEnvs:
         self.position.num_steps += 1
         return step
 
-    def _successors(self, obs: NDArray[np.float32], ended: NDArray[np.bool_], info: Any) -> NDArray[np.float32]:
-        """The observations [N, D] that the actions led to, which are not `obs` where this step reset an episode."""
+    def _successors(self, obs: Arrays, ended: NDArray[np.bool_], info: Any) -> Arrays:
+        """The observations [N, ...] that the actions led to, which are not `obs` where this step reset an episode."""
         if self.resets_in_next_step:
             return obs
-        next_obs = obs.copy()
-        final_obs = self.guard.call(lambda: np.stack(info["final_obs"][ended]))
-        next_obs[ended] = as_float32(final_obs).reshape(-1, self.spaces.obs_size)
+        next_obs = tree.map(np.copy, obs)
+
+        def fill() -> None:
+            final_obs = final_arrays(self.keys, info["final_obs"], ended)
+            for array, final in zip(tree.leaves(next_obs), tree.leaves(final_obs), strict=True):
+                array[ended] = final
+
+        self.guard.call(fill)
         return next_obs
+
+    def _mask(self, info: Mapping[str, Any], *, ended: NDArray[np.bool_] | None = None) -> Mask:
+        """The masks after a step, or after a reset, from its info; everything is legal where that says nothing."""
+        sizes = self.spaces.actions.sizes
+        if (ended is None and KEY not in info) or not sizes:
+            return ()
+        if not isinstance(self.mask, Tensor) and ended is not None:
+            raise self.guard.batch_error(f"gave an {KEY}, and none before; must give one from the first reset on")
+        mask = np.ones((self.num_envs, sum(sizes)), np.bool_)
+        if KEY in info:
+            try:
+                given = checked(info[KEY], sizes)
+            except ValueError as error:
+                raise self.guard.batch_error(f"gave {error}") from None
+            known = np.array(info.get(f"_{KEY}", np.ones(self.num_envs)), np.bool_)
+            if self.resets_in_next_step and ended is not None:
+                known &= ~ended  # whatever is legal there, the next action is ignored
+            mask[known] = given[known]
+        if not self.seeded and not (possible := allows_one(mask, sizes)).all():
+            n = int(possible.argmin())
+            raise self.guard.error(f"environment {n} gave an {KEY} without a legal action{self.position.of(n)}")
+        return self._tensor(mask)
 
     def _count_resets(self, acted: NDArray[np.bool_], ended: NDArray[np.bool_]) -> None:
         if (ended & self.resetting).any():
@@ -167,11 +203,12 @@ class GymEnvs:
         state: dict[str, Any] = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
         if self.memory == "snapshot":
             state["snapshot"] = snapshot(self.envs)
+            state["mask"] = self.mask.cpu() if isinstance(self.mask, Tensor) else None
         elif self.memory == "episodes":
             state["actions"] = [torch.from_numpy(np.array(actions)) for actions in self.history.of_each()]
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any], num_steps: int) -> Tensor | None:
+    def load_state_dict(self, state: Mapping[str, Any], num_steps: int) -> Obs | None:
         """Starts new episodes if the state was saved by environments that come back in another way."""
         position = self.position
         position.environment[:], position.episode[:] = state["environment"], state["episode"]
@@ -182,6 +219,8 @@ class GymEnvs:
             self.running_return[:] = state["running_return"]
             position.length[:], self.resetting[:] = state["running_length"], state["resetting"]
             self.guard.call(lambda: restore(self.envs, state["snapshot"]))
+            if isinstance(self.mask, Tensor):
+                self.mask = state["mask"].to(self.device)
             return None
         position.episode += 1
         if self.seeded:
@@ -189,7 +228,7 @@ class GymEnvs:
         # A seed that this run has not used: a batched class would otherwise repeat its first episodes.
         return self._aligned(self._reset(episode_seed(int(position.environment[0]), int(position.episode[0]))))
 
-    def _replay(self, state: Mapping[str, Any]) -> NDArray[np.float32]:
+    def _replay(self, state: Mapping[str, Any]) -> Arrays:
         """Replays the current episodes: the last observations; an episode whose actions were dropped starts anew."""
         histories = [actions.numpy() for actions in state["actions"]]
         lengths = np.array([len(history) for history in histories])
@@ -203,19 +242,26 @@ class GymEnvs:
             # One step of all environments in each call, since --env-timeout is the time for a step.
             self.position.length[:] = np.minimum(step, lengths)
             for n, seen in enumerate(self.guard.call(lambda: self.envs.call("replay"))):  # type: ignore[attr-defined]
-                obs[n] = obs[n] if seen is None else seen
+                if seen is not None:
+                    for array, part in zip(tree.leaves(obs), tree.leaves(as_arrays(self.keys, seen)), strict=True):
+                        array[n] = part
+        if isinstance(self.mask, Tensor):
+            masks = self.guard.call(lambda: self.envs.call("action_mask"))  # type: ignore[attr-defined]
+            self.mask = self._tensor(np.stack(masks))
         self.running_return[:] = state["running_return"].numpy() * ~forgotten
         self.position.length[:] = lengths
         self.history.restore(histories)
         return obs
 
-    def _reset(self, seed: list[int] | int | None) -> NDArray[np.float32]:
+    def _reset(self, seed: list[int] | int | None) -> Arrays:
         position = self.position
         position.batch_seed = seed if isinstance(seed, int) else position.batch_seed
         self.resetting[:] = False
         self.running_return[:] = 0
         position.length[:] = -1  # so that an error names step 0
-        obs = as_float32(self.guard.call(lambda: self.envs.reset(seed=seed))[0])  # type: ignore[arg-type]
+        all_obs, info = self.guard.call(lambda: self.envs.reset(seed=seed))  # type: ignore[arg-type]
+        obs = self.guard.call(lambda: as_arrays(self.keys, all_obs))
+        self.mask = self._mask(info)
         position.length[:] = 0
         self.guard.check_numbers(obs, obs, np.zeros(self.num_envs, np.float32))
         self.history.clear()
@@ -224,12 +270,12 @@ class GymEnvs:
     def _episode_seeds(self) -> list[int]:
         return list(map(seed_of, self.position.environment.tolist(), self.position.episode.tolist()))
 
-    def _aligned(self, obs: NDArray[np.float32]) -> Tensor:
+    def _aligned(self, obs: Arrays) -> Obs:
         """Observations for the policy, in memory of PyTorch's, which is aligned to 64 bytes.
 
         NumPy's may begin anywhere, and the last bits of a matrix product depend on where its factors begin.
         """
-        return self._tensor(obs).clone()
+        return tree.map(lambda array: self._tensor(array).clone(), obs)  # type: ignore[return-value]
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)

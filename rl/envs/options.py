@@ -12,6 +12,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
 from rl.envs.failures import progress
+from rl.envs.masks import MaskInInfo
 from rl.errors import UserError, described, require
 from rl.reporting import note
 
@@ -110,7 +111,7 @@ def make_env(env_id: str, kwargs: Iterable[str] = (), wrappers: Iterable[str] = 
     env = gym.make(env_id, **kwargs_of(kwargs), **more)
     for wrapper in wrappers_of(wrappers):
         env = wrapper(env)
-    return env
+    return MaskInInfo(env) if MaskInInfo.is_for(env.observation_space) else env
 
 
 def _hear_mujoco(env_id: str) -> None:

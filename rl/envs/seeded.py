@@ -19,7 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.dist.launch import rank
+from rl.envs.action_spaces import RowSpace, actions_of
+from rl.envs.actions import CompositeActions
 from rl.envs.failures import EpisodeError, from_outside, progress
+from rl.envs.masks import KEY, allows_one, checked, random_row
+from rl.envs.observations import Keys, keys_of, part_of
 from rl.envs.snapshot import same
 from rl.errors import described, one_line
 from rl.seeding import episode_seed
@@ -41,7 +45,10 @@ def seed_of(environment: int, episode: int) -> int:
 
 
 class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
-    """Seeds each episode by its number, replays episodes, and raises `EpisodeError` for invalid results."""
+    """Seeds each episode by its number, replays episodes, and raises `EpisodeError` for invalid results.
+
+    Actions of a Dict or a Tuple reach it as rows (`RowSpace`).
+    """
 
     def __init__(self, make: Callable[[], gym.Env[Any, Any]]) -> None:
         env = make()
@@ -49,6 +56,10 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         self.make = make
         self.shape = env.observation_space.shape  # kept, because wrappers look the space up anew each time
         self.takes_number = isinstance(env.action_space, gym.spaces.Box) and env.action_space.shape == ()
+        self.actions = actions_of(env.spec.id if env.spec else "", env.action_space)
+        if isinstance(self.actions, CompositeActions):
+            self.action_space = RowSpace(self.actions, env.action_space)
+        self.action_mask: NDArray[np.bool_] | None = None  # of the present observation, if it has masks
         self.index = 0  # of this environment in its rank
         self.made_anew = False  # whether each episode needs a new object
         self.environment, self.episode, self.num_steps = 0, 0, 0
@@ -63,12 +74,14 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         self.num_steps = 0
         obs, info = self._checked(self._reset_env, options, size=2, what="an observation and a dictionary")
         self._check_obs(obs)
-        return obs, info
+        return obs, info if KEY not in info and self.action_mask is None else self._with_mask(info)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         self.num_steps += 1
         what = "an observation, a reward, two booleans and a dictionary"
         given = np.asarray(action) if self.takes_number else action  # batches give NumPy's number, not an array
+        if isinstance(self.actions, CompositeActions):
+            given = self.actions.structured(action)
         obs, reward, terminated, truncated, info = self._checked(self.env.step, given, size=5, what=what)
         # Tried first what almost all environments return, since this runs for each of them in each step.
         if type(obs) is not np.ndarray or obs.shape != self.shape or obs.dtype.kind not in "biuf":
@@ -76,9 +89,32 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         if type(reward) not in NUMBERS or type(terminated) not in FLAGS or type(truncated) not in FLAGS:
             reward = self._number("reward", reward)
             terminated, truncated = self._flag("terminated", terminated), self._flag("truncated", truncated)
+        if KEY in info or self.action_mask is not None:
+            info = self._after_step(info, ended=terminated or truncated)
         if terminated or truncated:
             obs = copy.deepcopy(obs)  # the reset that follows may write into the same array
         return obs, reward, terminated, truncated, info
+
+    def _after_step(self, info: dict[str, Any], *, ended: bool) -> dict[str, Any]:
+        """The step's info with a valid mask, or without one where it says nothing: the episode has ended."""
+        if ended or not self.actions.sizes:
+            return {name: value for name, value in info.items() if name != KEY}
+        if self.action_mask is None:
+            raise self.failed(f"gave an {KEY}, and none before; must give one from its first reset on, or never")
+        return self._with_mask(info)
+
+    def _with_mask(self, info: dict[str, Any]) -> dict[str, Any]:
+        """The info with a valid mask, in which everything is legal if the environment gave none."""
+        if not (sizes := self.actions.sizes):
+            return info
+        try:
+            mask = checked(info[KEY], sizes) if KEY in info else np.ones(sum(sizes), np.bool_)
+        except ValueError as error:
+            raise self.failed(f"gave {error}") from None
+        if mask.ndim != 1 or not allows_one(mask, sizes):
+            raise self.failed(f"gave an {KEY} without a legal action: {one_line(str(mask.astype(int).tolist()))}")
+        self.action_mask = mask
+        return info | {KEY: mask}
 
     def _reset_env(self, options: dict[str, Any] | None) -> Any:
         if self.made_anew:
@@ -123,12 +159,24 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             f"environment {self.index} {how}, at step {self.num_steps:,} of the episode that reset(seed={seed}) starts"
         )
 
+    @functools.cached_property
+    def keys(self) -> Keys:
+        return keys_of(self.env.observation_space)
+
     def _check_obs(self, obs: Any) -> None:
-        array = self._array(obs)
-        if array.shape != self.shape:
-            raise self.failed(f"gave an observation of shape {array.shape}; its space says {self.shape}")
-        if array.dtype.kind not in "biuf":
-            raise self.failed(f"gave an observation of {array.dtype}, {one_line(repr(obs))}; must be numbers")
+        for key in self.keys:
+            named = f" for {key.name}" if key.name else ""
+            try:
+                part = part_of(obs, key)
+            except (LookupError, TypeError):
+                raise self.failed(f"gave an observation without {key.name}: {one_line(repr(obs))}") from None
+            array = self._array(part)
+            if array.shape != key.shape:
+                raise self.failed(f"gave an observation of shape {array.shape}{named}; its space says {key.shape}")
+            if array.dtype.kind not in "biuf":
+                raise self.failed(
+                    f"gave an observation of {array.dtype}{named}, {one_line(repr(part))}; must be numbers"
+                )
 
     def _array(self, value: Any) -> NDArray[Any]:
         try:
@@ -179,10 +227,20 @@ def _played(env: SeededEpisodes, probe: int) -> list[NDArray[Any]]:
     """Everything that the environment returns in some steps of random actions."""
     actions = copy.deepcopy(env.action_space)  # whose generator may be the environment's too
     actions.seed(probe)
-    seen = [np.asarray(env.reset(seed=seed_of(probe, 0))[0])]
+    generator = np.random.default_rng(probe)
+
+    def arrays(obs: Any) -> list[NDArray[Any]]:
+        # As they are given: float32 would hide differences.
+        return [np.array(part_of(obs, key)) for key in env.keys]
+
+    seen = arrays(env.reset(seed=seed_of(probe, 0))[0])
     for _ in range(PROBE_STEPS):
-        obs, reward, terminated, truncated, _ = env.step(actions.sample())
-        seen += [np.asarray(obs), np.asarray([reward, terminated, truncated], np.float64)]
+        action = actions.sample()
+        if env.action_mask is not None:
+            action = env.actions.to_env(env.actions.of_row(random_row(env.actions, env.action_mask, generator)))
+            action = env.actions.flattened(action) if isinstance(env.actions, CompositeActions) else action
+        obs, reward, terminated, truncated, _ = env.step(action)
+        seen += [*arrays(obs), np.asarray([reward, terminated, truncated], np.float64)]
         if terminated or truncated:
-            seen.append(np.asarray(env.reset()[0]))
+            seen += arrays(env.reset()[0])
     return seen

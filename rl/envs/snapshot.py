@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from rl.envs.failures import AnyVectorEnv, progress
+from rl.envs.observations import keys_of, part_of
 
 PROBE_STEPS = 30
 
@@ -53,9 +54,11 @@ def same(first: list[NDArray[Any]], second: list[NDArray[Any]]) -> bool:
 
 
 def _played(envs: AnyVectorEnv, actions: list[Any]) -> list[NDArray[Any]]:
-    seen = []
+    seen: list[NDArray[Any]] = []
+    keys = keys_of(envs.single_observation_space)
     for action in actions:
-        seen += [np.array(part) for part in envs.step(action)[:4]]
+        obs, *numbers = envs.step(action)[:4]
+        seen += [np.array(part) for part in (*(part_of(obs, key) for key in keys), *numbers)]
         progress()
     return seen
 

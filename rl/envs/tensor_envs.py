@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from typing_extensions import Self
 
+from rl.envs.masks import KEY, Mask, without_halves
+from rl.envs.observations import Obs, as_tensors
 from rl.envs.spaces import Spaces
 from rl.envs.types import Step
 from rl.seeding import INITIAL, TRANSITION, Noise
@@ -25,7 +28,7 @@ class TensorEnv(ABC):
     so none may read a tensor's values: `torch.where` instead of `if`, and no tensor made from Python numbers.
     """
 
-    observation_space: gym.spaces.Box
+    observation_space: gym.spaces.Space[Any]
     action_space: gym.Space[Any]
     max_episode_steps: int
     initial_noise_size: int
@@ -38,11 +41,11 @@ class TensorEnv(ABC):
         """First states [N, ...], of the noise's dtype, from noise [N, initial_noise_size]."""
 
     @abstractmethod
-    def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
-        """The next states, given actions int64 [N] counted from 0, or float32 [N, ...] within bounds."""
+    def transition(self, state: Tensor, action: Any, noise: Tensor) -> Tensor:
+        """The next states, given actions in the structure of the space: int64 counted from 0, float32 within bounds."""
 
-    def observation(self, state: Tensor) -> Tensor:
-        """Observations [N, D] of states; the states themselves, unless overridden."""
+    def observation(self, state: Tensor) -> Any:
+        """Observations [N, ...] of states, or a dict of them; the states themselves, unless overridden."""
         return state
 
     @abstractmethod
@@ -52,6 +55,10 @@ class TensorEnv(ABC):
     @abstractmethod
     def terminal(self, state: Tensor) -> Tensor:
         """Whether states end the episode [N] (bool), apart from the time limit."""
+
+    def mask(self, state: Tensor) -> Tensor | None:
+        """Which actions are legal in states [N, ΣA] (bool); None, unless overridden, if all are."""
+        return None
 
 
 TENSOR_ENVS: dict[str, Callable[..., TensorEnv]] = {}
@@ -87,7 +94,7 @@ class TensorEnvs:
         self.num_envs = num_envs
         self.device = torch.device("cpu")
 
-    def reset(self, seed: int, first_env: int = 0) -> Tensor:
+    def reset(self, seed: int, first_env: int = 0) -> Obs:
         sizes = {INITIAL: self.env.initial_noise_size, TRANSITION: self.env.transition_noise_size}
         self.noise = [
             Noise(seed, stream, first_env, self.num_envs, size, self.device) for stream, size in sizes.items()
@@ -95,7 +102,7 @@ class TensorEnvs:
         self.num_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         return self.restart()
 
-    def restart(self) -> Tensor:
+    def restart(self) -> Obs:
         self.state = self.start(self.num_steps)
         return self.observe(self.state)
 
@@ -108,9 +115,18 @@ class TensorEnvs:
             episode_return=torch.zeros(self.num_envs, device=self.device),
         )
 
-    def observe(self, state: EnvState) -> Tensor:
-        """Observations [N, D] (float32)."""
-        return self.env.observation(state.state).float()
+    def observe(self, state: EnvState) -> Obs:
+        """Observations [N, ...]."""
+        return as_tensors(self.spaces.obs, self.env.observation(state.state))
+
+    @property
+    def mask(self) -> Mask:
+        return self.legal(self.state)
+
+    def legal(self, state: EnvState) -> Mask:
+        """Which actions are legal in states."""
+        mask = self.env.mask(state.state)
+        return () if mask is None else without_halves(mask, self.spaces.actions.sizes)
 
     def draw(self, step: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
         """The noise of T steps from `step` on: [T, N, ...] to start episodes, and [T, N, ...] for transitions.
@@ -137,7 +153,7 @@ class TensorEnvs:
         )
         step = Step(
             obs=self.observe(after),
-            next_obs=self.env.observation(state).float(),
+            next_obs=as_tensors(self.spaces.obs, self.env.observation(state)),
             reward=reward,
             terminated=terminated,
             truncated=truncated,
@@ -161,7 +177,7 @@ class TensorEnvs:
     def state_dict(self) -> dict[str, Any]:
         return {name: value.cpu() for name, value in self.state._asdict().items()}
 
-    def load_state_dict(self, state: Mapping[str, Any], num_steps: int) -> Tensor | None:
+    def load_state_dict(self, state: Mapping[str, Any], num_steps: int) -> Obs | None:
         self.num_steps = torch.full((), num_steps, dtype=torch.int64, device=self.device)
         saved = EnvState(*(state[name].to(self.device) for name in EnvState._fields))
         if [field.shape for field in saved] != [field.shape for field in self.state]:
@@ -173,7 +189,7 @@ class TensorEnvs:
         """Does nothing: there are no processes or windows."""
 
 
-class TensorVectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Tensor]):
+class TensorVectorEnv(gym.vector.VectorEnv[Any, Tensor, Tensor]):
     """N tensor environments as a vector environment of Gymnasium's, whose arrays are tensors on one device.
 
     The step that ends an episode resets it (SAME_STEP). In `info`, `final_obs` and `episode` (return r, length l) are
@@ -193,35 +209,57 @@ class TensorVectorEnv(gym.vector.VectorEnv[Tensor, Tensor, Tensor]):
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Tensor, dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Starts an episode everywhere, new ones without a seed; raises `ValueError` for several seeds."""
         if isinstance(seed, Sequence):
             raise ValueError(f"seed {seed}: must be one number; every environment derives its own randomness from it")
         self.last_seed = self.last_seed + 1 if seed is None else seed
-        return self.envs.reset(self.last_seed), {}
+        return self.envs.reset(self.last_seed), self._mask()
 
-    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Takes actions as the space has them; real ones are clipped to their bounds.
 
         Raises:
             gymnasium.error.InvalidAction: Their shape, type or value is invalid.
         """
-        given, space = torch.as_tensor(actions, device=self.envs.device), self.single_action_space
-        must = (self.num_envs, *(space.shape or ()))
-        if isinstance(space, gym.spaces.Discrete):
-            action = given.long() - int(space.start)
-            what = f"whole numbers from {space.start} to {space.start + space.n - 1}"
-            right = not given.is_floating_point() and bool(((action >= 0) & (action < int(space.n))).all())
-        else:
-            action, what, right = given.float(), "numbers", not bool(given.isnan().any())
-        if given.shape != must or not right:
-            raise gym.error.InvalidAction(f"actions {given.tolist()}: must be {what} of shape {must}")
-        step = self.envs.step(action if isinstance(space, gym.spaces.Discrete) else action.reshape(len(action), -1))
+        row = rows_of(self.single_action_space, actions, self.num_envs, self.envs.device)
+        step = self.envs.step(row[:, 0] if isinstance(self.single_action_space, gym.spaces.Discrete) else row)
         ended = step.terminated | step.truncated
         info = {
             "final_obs": step.next_obs,
             "_final_obs": ended,
             "episode": {"r": step.episode_return, "l": step.episode_length},
             "_episode": ended,
+            **self._mask(),
         }
         return step.obs, step.reward, step.terminated, step.truncated, info
+
+    def _mask(self) -> dict[str, Any]:
+        mask = self.envs.mask
+        return {KEY: mask, f"_{KEY}": torch.ones_like(mask[:, 0])} if isinstance(mask, Tensor) else {}
+
+
+def rows_of(space: gym.Space[Any], given: Any, num_envs: int, device: torch.device) -> Tensor:
+    """The agent's rows [N, C] for a batch of actions as the space has them.
+
+    Raises:
+        gymnasium.error.InvalidAction: Their shape, type or value is invalid.
+    """
+    if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
+        names: Any = space.spaces if isinstance(space, gym.spaces.Dict) else range(len(space.spaces))
+        return torch.cat([rows_of(space[name], given[name], num_envs, device) for name in names], dim=-1)
+    action = torch.as_tensor(given, device=device)
+    must = (num_envs, *(space.shape or ()))
+    if isinstance(space, gym.spaces.Box):
+        row, what, right = action.float(), "numbers", not bool(action.isnan().any())
+    else:
+        sizes = getattr(space, "nvec", space.n if isinstance(space, gym.spaces.Discrete) else 2)
+        both = getattr(space, "start", 0), sizes
+        start, end = (torch.as_tensor(np.array(numbers), device=device) for numbers in both)
+        row, what = action - start, f"whole numbers of {space}"
+        if isinstance(space, gym.spaces.Discrete):
+            what = f"whole numbers from {space.start} to {space.start + space.n - 1}"
+        right = not action.is_floating_point() and action.shape == must and bool(((row >= 0) & (row < end)).all())
+    if action.shape != must or not right:
+        raise gym.error.InvalidAction(f"actions {action.tolist()}: must be {what} of shape {must}")
+    return row.reshape(num_envs, -1)

@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from rl.envs.masks import Mask
+from rl.envs.observations import Obs
 from rl.envs.spaces import Spaces
 
 
 class Step(NamedTuple):
     """One step of N environments. Every field but the observations is [N]."""
 
-    obs: Tensor  # [N, D], what the policy sees next
-    next_obs: Tensor  # [N, D], the successor of the action: the last observation of an episode that ended
+    obs: Obs  # [N, ...], what the policy sees next
+    next_obs: Obs  # [N, ...], the successor of the action: the last observation of an episode that ended
     reward: Tensor  # float32
     terminated: Tensor  # bool
     truncated: Tensor  # bool
@@ -34,14 +36,18 @@ class Envs(Protocol):
     num_ignored: int
     """Number of actions ignored so far, for that reason."""
 
-    def reset(self, seed: int, first_env: int = 0) -> Tensor:
-        """The first observations [N, D] (float32); `first_env` is the index of the first one over all ranks."""
+    @property
+    def mask(self) -> Mask:
+        """Which actions are legal at the observations that were returned last."""
 
-    def restart(self) -> Tensor:
-        """Starts the next episode in every environment, wherever the current one is: observations [N, D]."""
+    def reset(self, seed: int, first_env: int = 0) -> Obs:
+        """The first observations [N, ...]; `first_env` is the index of the first one over all ranks."""
+
+    def restart(self) -> Obs:
+        """Starts the next episode in every environment, wherever the current one is: observations [N, ...]."""
 
     def step(self, action: Tensor) -> Step:
-        """Takes actions [N] or [N, A] as the policy sampled them; converts and clips them for the environment."""
+        """Takes actions [N] or [N, C] as the policy sampled them; converts and clips them for the environment."""
 
     def to(self, device: torch.device) -> Self:
         """Sets the device of the tensors returned from now on."""
@@ -49,8 +55,8 @@ class Envs(Protocol):
     def state_dict(self) -> dict[str, Any]:
         """The state that `load_state_dict` restores, for `torch.save`: values [N, ...], or a snapshot."""
 
-    def load_state_dict(self, state: Mapping[str, Any], num_steps: int) -> Tensor | None:
-        """Restores the state after `num_steps` of the run: observations [N, D], or None if they cannot be known."""
+    def load_state_dict(self, state: Mapping[str, Any], num_steps: int) -> Obs | None:
+        """Restores the state after `num_steps` of the run: observations [N, ...], or None if they cannot be known."""
 
     def close(self) -> None:
         """Ends processes and closes windows."""

@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 
 from rl.dist.launch import signal_at_parents_death
 from rl.envs.failures import POLL_SECONDS, EpisodeError, progress
+from rl.envs.masks import KEY
+from rl.envs.observations import keys_of, part_of
+from rl.envs.records import columns, field_of, record_of
 from rl.errors import described
 
 Make = Callable[[], gym.Env[Any, Any]]
@@ -36,7 +39,10 @@ class DeadWorkerError(EpisodeError):
 
 
 class Workers(gym.vector.VectorEnv[Any, Any, Any]):
-    """Environments in worker processes that reset ended episodes in the same step; of infos they keep `final_obs`."""
+    """Environments in worker processes that reset ended episodes in the same step.
+
+    Of infos they keep `final_obs` and `action_mask`.
+    """
 
     def __init__(self, make: Make, num_envs: int, num_workers: int) -> None:
         """Every environment must be a `SeededEpisodes`.
@@ -50,11 +56,17 @@ class Workers(gym.vector.VectorEnv[Any, Any, Any]):
         self.single_observation_space, self.single_action_space = example.observation_space, example.action_space
         self.observation_space = batch_space(example.observation_space, num_envs)
         self.action_space = batch_space(example.action_space, num_envs)
+        if example.actions.sizes:  # type: ignore[attr-defined]
+            example.reset()  # which tells whether it has masks
+        mask = example.action_mask  # type: ignore[attr-defined]
         example.close()
         context = multiprocessing.get_context()
-        record = _record(self.single_observation_space, self.single_action_space)
+        self.keys = keys_of(self.single_observation_space)
+        mask_size = 0 if mask is None else len(mask)
+        record = record_of(self.single_observation_space, self.single_action_space, mask_size)
         memory = context.RawArray(ctypes.c_byte, num_envs * record.itemsize)
-        self.shared = _columns(memory, record, range(num_envs))
+        self.shared = columns(memory, record, range(num_envs))
+        self.masks = {KEY: self.shared["mask"]} if "mask" in self.shared else {}
         ends = [num_envs * n // num_workers for n in range(num_workers + 1)]
         self.spans = list(map(range, ends, ends[1:]))  # the environments of each worker
         self.requests: list[_Mailbox] = []
@@ -77,7 +89,7 @@ class Workers(gym.vector.VectorEnv[Any, Any, Any]):
         """Starts an episode everywhere; `seed` holds one for each environment, or is None."""
         seeds = seed or [None] * self.num_envs
         self._ask([("reset", seeds[span.start : span.stop], options) for span in self.spans])
-        return self.shared["obs"], {}
+        return self._obs("obs"), {**self.masks}
 
     def step(self, actions: NDArray[Any]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Steps all environments; the arrays that it returns are those that the next step writes into."""
@@ -85,8 +97,13 @@ class Workers(gym.vector.VectorEnv[Any, Any, Any]):
         shared["action"][:] = actions
         self._ask([STEP] * len(self.spans))
         terminated, truncated = shared["terminated"], shared["truncated"]
-        info = {"final_obs": shared["final_obs"]} if (terminated | truncated).any() else {}
-        return shared["obs"], shared["reward"], terminated, truncated, info
+        info = {"final_obs": self._obs("final_obs")} if (terminated | truncated).any() else {}
+        return self._obs("obs"), shared["reward"], terminated, truncated, info | self.masks
+
+    def _obs(self, field: str) -> Any:
+        """The observations [N, ...] in shared memory: an array, or a flat dict of arrays."""
+        parts = {key.name: self.shared[field_of(field, key)] for key in self.keys}
+        return parts if self.keys[0].path else parts[""]
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """What a method of each environment returns, or an attribute's value."""
@@ -184,21 +201,6 @@ class _Mailbox:
         return self.reader.recv() if self.filled.value else None
 
 
-def _record(observation_space: Any, action_space: Any) -> np.dtype[Any]:
-    """What is shared of an environment."""
-    obs = (observation_space.dtype, observation_space.shape)
-    fields = {"action": (action_space.dtype, action_space.shape), "obs": obs, "final_obs": obs}
-    fields |= {"reward": (np.float64, ()), "terminated": (np.bool_, ()), "truncated": (np.bool_, ())}
-    fields |= {"num_calls": (np.int64, ())}
-    return np.dtype([(name, *field) for name, field in fields.items()], align=True)
-
-
-def _columns(memory: Any, record: np.dtype[Any], span: range) -> dict[str, NDArray[Any]]:
-    """The fields of the records of some environments, as arrays."""
-    records: NDArray[Any] = np.frombuffer(memory, record)[span.start : span.stop]
-    return {name: records[name] for name in record.names or ()}
-
-
 def _work(make: Make, memory: Any, record: np.dtype[Any], span: range, requests: _Mailbox, answers: _Mailbox) -> None:
     """A worker process: answers its rank, ignores the signals to it, and ends when it does."""
     signal_at_parents_death(signal.SIGKILL)
@@ -210,7 +212,7 @@ def _work(make: Make, memory: Any, record: np.dtype[Any], span: range, requests:
         if os.getppid() != rank:
             raise EOFError
 
-    group = _Group(make, _columns(memory, record, span), span.start)
+    group = _Group(make, columns(memory, record, span), span.start)
     with contextlib.suppress(EOFError, OSError):  # the rank has ended
         while (request := requests.receive(end_with_rank)) != END:
             answers.send(group.answer(*(request or ("step",))))
@@ -252,22 +254,35 @@ class _Group:
             if (env.observation_space, env.action_space) != spaces:
                 raise ValueError(f"its spaces are {env.observation_space} and {env.action_space}, not {spaces}")
             self.envs.append(env)
+        # Each key of an observation, and the arrays that it is written to.
+        keys = keys_of(spaces[0])
+        self.parts = {name: [(key, self.shared[field_of(name, key)]) for key in keys] for name in ("obs", "final_obs")}
+
+    def write(self, name: str, n: int, obs: Any) -> None:
+        """Writes an observation of environment n."""
+        for key, array in self.parts[name]:
+            array[n] = part_of(obs, key)
 
     def reset(self, seeds: list[int | None], options: Any) -> None:
         for n in self.each():
-            self.shared["obs"][n] = self.envs[n].reset(seed=seeds[n], options=options)[0]
+            self.write("obs", n, self.envs[n].reset(seed=seeds[n], options=options)[0])
+            if "mask" in self.shared:
+                self.shared["mask"][n] = self.envs[n].action_mask
 
     def step(self) -> None:
         shared = self.shared
         actions = shared["action"].copy()  # which environments may keep
-        all_obs, reward = shared["obs"], shared["reward"]
+        reward = shared["reward"]
         all_terminated, all_truncated = shared["terminated"], shared["truncated"]
         for n in self.each():
             obs, reward[n], terminated, truncated, _ = self.envs[n].step(actions[n])
             if terminated or truncated:
-                shared["final_obs"][n] = obs
+                self.write("final_obs", n, obs)
                 obs = self.envs[n].reset()[0]
-            all_obs[n], all_terminated[n], all_truncated[n] = obs, terminated, truncated
+            self.write("obs", n, obs)
+            all_terminated[n], all_truncated[n] = terminated, truncated
+            if "mask" in shared:
+                shared["mask"][n] = self.envs[n].action_mask
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         results = []

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rl import tree
+from rl.envs.masks import Mask
+from rl.envs.observations import Obs
 from rl.errors import require
 from rl.learners.learner import (
     Learner,
@@ -34,18 +36,21 @@ class Sums(NamedTuple):
 class Transitions(NamedTuple):
     """What the actor-critic learns from; every field is [B, ...]."""
 
-    obs: Tensor
+    obs: Obs
     action: Tensor
     log_prob: Tensor  # of the policy that acted
     reward: Tensor
-    next_obs: Tensor  # where the action led; the final observation of an episode that ended
+    next_obs: Obs  # where the action led; the final observation of an episode that ended
     terminated: Tensor
     weight: Tensor  # 0 for rows to leave out; 1 on average over all ranks
+    mask: Mask = ()  # of legal actions [B, ΣA], where there are masks
 
 
 @dataclass(frozen=True)
 class ActorCriticConfig(LearnerConfig):
     """Actor-critic with a replay buffer."""
+
+    uses_next_obs: ClassVar[bool] = True
 
     num_steps: int = 16
     learning_rate: float = 1e-3
@@ -102,6 +107,7 @@ class ActorCritic(Learner[Sums, Transitions]):
     def prepare(self, rollout: Rollout, estimates: Sums, totals: Tensor) -> tuple[Transitions, Metrics]:
         """The transitions [T·N, ...] of a rollout."""
         num_ranks, total = totals.unbind()
+        assert rollout.next_obs is not None
         transitions = Transitions(
             rollout.obs,
             rollout.action,
@@ -110,6 +116,7 @@ class ActorCritic(Learner[Sums, Transitions]):
             rollout.next_obs,
             rollout.terminated,
             normalized_weight(rollout.weight, num_ranks, total),
+            rollout.mask,
         )
         return tree.map(lambda field: field.flatten(0, 1), transitions), {}
 
@@ -125,7 +132,9 @@ class ActorCritic(Learner[Sums, Transitions]):
         A transition's weight is its action's probability now relative to when it was taken, clipped at `rho_clip`.
         """
         config, num_rows = self.config, len(samples.weight)
-        both, values = policy(torch.cat([samples.obs, samples.next_obs]))
+        # Only values are needed of the successors, for which no mask matters.
+        mask = tree.map(lambda legal: torch.cat([legal, torch.ones_like(legal)]), samples.mask)
+        both, values = policy(tree.cat([samples.obs, samples.next_obs]), mask)
         distribution = tree.index(both, slice(num_rows))
         value, next_value = values[:num_rows], values[num_rows:].detach()
         log_prob = distribution.log_prob(samples.action)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rl import tree
 from rl.dist.ranks import Ranks
+from rl.envs.spaces import Spaces
 from rl.errors import UserError, require
 from rl.models.agent import Policy
 from rl.rollout import AnyCollector, Rollout
@@ -52,6 +53,9 @@ class LearnerConfig(ABC):
     recompute_advantages: ClassVar[bool] = False
     """Whether each epoch has estimates of its own; a flag of PPO."""
 
+    uses_next_obs: ClassVar[bool] = False
+    """Whether rollouts must have `next_obs`, also those of images."""
+
     num_steps: int = 128
     """Steps of each environment in a rollout."""
     learning_rate: float = 5e-4
@@ -64,6 +68,10 @@ class LearnerConfig(ABC):
     """Discount factor."""
     max_grad_norm: float = 0.5
     """Norm to which larger gradients are clipped; inf clips nothing."""
+
+    def keeps_next_obs(self, spaces: Spaces) -> bool:
+        """Whether rollouts have `next_obs`; with images only if the learner needs them, to keep a frame once."""
+        return self.uses_next_obs or self.recompute_advantages or not spaces.has_images()
 
     @abstractmethod
     def build(self) -> "Learner[Any, Any]":

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from rl import tree
+from rl.envs.masks import Mask
+from rl.envs.observations import Obs
 from rl.errors import require
 from rl.learners.learner import (
     Learner,
@@ -26,6 +28,7 @@ from rl.rollout import Rollout
 from rl.seeding import Shuffle
 
 ADAPTED_RATES = (1e-5, 1e-2)
+FRAME_BYTES = 4096  # of a row; larger ones are not copied all at once, which would be faster
 
 
 class Estimates(NamedTuple):
@@ -39,13 +42,14 @@ class Estimates(NamedTuple):
 class Rows(NamedTuple):
     """What PPO learns from; every field is [B, ...]."""
 
-    obs: Tensor
+    obs: Obs
     action: Tensor
     log_prob: Tensor  # of the policy that acted
     value: Tensor  # of the critic when it acted
     advantage: Tensor  # normalized if the flag says so
     target: Tensor  # of the critic
     weight: Tensor  # 0 for rows to leave out; 1 on average over all ranks
+    mask: Mask = ()  # of legal actions [B, ΣA], where there are masks
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,7 @@ class PPO(Learner[Estimates, Rows]):
             advantage,
             estimates.target,
             normalized_weight(rollout.weight, num_ranks, total),
+            rollout.mask,
         )
         metrics = {"Info/explained_variance": (1 - unexplained).float()}
         return tree.map(lambda field: field.flatten(0, 1), rows), metrics
@@ -155,12 +160,16 @@ class PPO(Learner[Estimates, Rows]):
     def minibatches(self, samples: Rows, shuffle: Shuffle) -> Iterator[Rows]:
         """All rows in a new order, in minibatches of almost equal size."""
         order = shuffle.order(len(samples.weight))
-        yield from tree.split(tree.index(samples, order), self.config.minibatches_of(len(order)))
+        num_parts = self.config.minibatches_of(len(order))
+        if sum(field[0].nbytes for field in tree.leaves(samples)) < FRAME_BYTES:
+            yield from tree.split(tree.index(samples, order), num_parts)
+        else:
+            yield from (tree.index(samples, rows) for rows in order.tensor_split(num_parts))
 
     def loss(self, policy: Policy, samples: Rows) -> tuple[Tensor, Metrics]:
         """PPO's loss over a minibatch (Schulman et al. 2017, eq. 9, negated)."""
         config, weight = self.config, samples.weight
-        distribution, value = policy(samples.obs)
+        distribution, value = policy(samples.obs, samples.mask)
         log_ratio = distribution.log_prob(samples.action) - samples.log_prob
         policy_loss = weighted_mean(clipped_surrogate(log_ratio, samples.advantage, config.clip_coef), weight)
         value_clip = config.clip_coef if config.clip_vloss else None

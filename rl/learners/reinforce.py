@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from rl import tree
+from rl.envs.masks import Mask
+from rl.envs.observations import Obs
 from rl.errors import require
 from rl.learners.learner import (
     Learner,
@@ -36,12 +38,13 @@ class Estimates(NamedTuple):
 class Rows(NamedTuple):
     """What REINFORCE learns from; every field is [B, ...]."""
 
-    obs: Tensor
+    obs: Obs
     action: Tensor
     return_to_go: Tensor
     advantage: Tensor  # normalized if the flag says so
     weight: Tensor  # 0 for rows to leave out; 1 on average over all ranks
     rows_per_episode: Tensor  # mean length of the episodes of all ranks, the same in every row
+    mask: Mask = ()  # of legal actions [B, ΣA], where there are masks
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,9 @@ class Reinforce(Learner[Estimates, Rows]):
             advantage = standardized(advantage, total, *moments)
         weight = normalized_weight(rollout.weight, num_ranks, total)
         rows_per_episode = (total / num_episodes.clamp(min=1)).float().expand_as(weight)
-        rows = Rows(rollout.obs, rollout.action, estimates.return_to_go, advantage, weight, rows_per_episode)
+        rows = Rows(
+            rollout.obs, rollout.action, estimates.return_to_go, advantage, weight, rows_per_episode, rollout.mask
+        )
         return tree.map(lambda field: field.flatten(0, 1), rows), {}
 
     def minibatches(self, samples: Rows, shuffle: Shuffle) -> Iterator[Rows]:
@@ -120,7 +125,7 @@ class Reinforce(Learner[Estimates, Rows]):
         divide an episode's gradient by its length, which depends on the actions: not a policy gradient of the return.
         """
         config, weight = self.config, samples.weight
-        distribution, value = policy(samples.obs)
+        distribution, value = policy(samples.obs, samples.mask)
         policy_loss = -weighted_mean(distribution.log_prob(samples.action) * samples.advantage, weight)
         value_loss = weighted_mean((value - samples.return_to_go).square(), weight)
         # Without a baseline the critic's gradients are 0 instead of missing: DDP waits for every parameter's.

@@ -1,6 +1,7 @@
 """The agent: a network from observations to a distribution over actions and a value."""
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -10,12 +11,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from rl.envs.spaces import DiscreteActions, Spaces
+from rl.envs.masks import Mask
+from rl.envs.observations import Keys, Obs, numbers_of
+from rl.envs.spaces import Spaces
 from rl.errors import UserError, require
-from rl.models.distributions import Categorical, DiagonalGaussian, Distribution, SquashedGaussian
+from rl.models.distributions import Distribution, distribution_of
+from rl.models.encoders import as_floats, check_images, chosen, make_features
 from rl.models.normalizer import CLIP, Normalizer
 
-Policy = Callable[[Tensor], tuple[Distribution, Tensor]]  # an agent, or a wrapper of one
+Policy = Callable[..., tuple[Distribution, Tensor]]  # an agent, or a wrapper of one
 
 LARGEST_DEPTH, LARGEST_WIDTH = 1_000, 2**14
 LOG_STD_BOUNDS = (-20.0, 2.0)
@@ -30,7 +34,14 @@ class Network:
     activation_function: Literal["relu", "tanh"] = "tanh"
     """Activation function after each hidden layer."""
     shared_encoder: bool = False
-    """Share the hidden layers between actor and critic; otherwise each has its own."""
+    """Share all layers but the last between actor and critic; otherwise each has its own."""
+    encoder: str = "auto"
+    """Layers before the hidden ones: convolutions for images (nature, impala, or minatar for small ones), none (mlp),
+    by the size of the image (auto), or a class of your own (module:Class)."""
+    actor_keys: tuple[str, ...] = ()
+    """Keys of a Dict observation that the actor sees; all by default."""
+    critic_keys: tuple[str, ...] = ()
+    """Keys of a Dict observation that the critic sees; all by default."""
     ortho_init: bool = True
     """Initialize weights orthogonally; otherwise as PyTorch does by default."""
     log_std_init: float = 0.0
@@ -47,6 +58,8 @@ class Network:
         for size in self.hidden_sizes:
             require(size >= 1, "--hidden-sizes", size, "must be at least 1")
             require(size <= LARGEST_WIDTH, "--hidden-sizes", size, f"must be at most {LARGEST_WIDTH:,}")
+        if self.shared_encoder and self.actor_keys != self.critic_keys:
+            raise UserError("--shared-encoder: actor and critic see different keys; use --no-shared-encoder")
         low, high = LOG_STD_BOUNDS
         fits = low <= self.log_std_init <= high
         require(fits, "--log-std-init", self.log_std_init, f"must lie between {low:g} and {high:g}")
@@ -54,11 +67,6 @@ class Network:
     def normalizes(self) -> bool:
         """Whether the agent keeps statistics."""
         return self.normalize_obs or self.normalize_reward
-
-    def num_weights(self, obs_size: int) -> int:
-        """Number of weights of the hidden layers."""
-        sizes = (obs_size, *self.hidden_sizes)
-        return sum(i * o for i, o in itertools.pairwise(sizes)) * (1 if self.shared_encoder else 2)
 
 
 class Agent(nn.Module):
@@ -68,42 +76,46 @@ class Agent(nn.Module):
         super().__init__()
         self.spaces = spaces
         actions = spaces.actions
-        self.encoder = _encoder(spaces.obs_size, network)
-        self.critic_encoder = None if network.shared_encoder else _encoder(spaces.obs_size, network)
+        check_images(spaces.obs, network.encoder)
+        self.encoder = _encoder(chosen(spaces.obs, network.actor_keys, "--actor-keys"), network)
+        critic_keys = chosen(spaces.obs, network.critic_keys, "--critic-keys")
+        self.critic_encoder = None if network.shared_encoder else _encoder(critic_keys, network)
         width = network.hidden_sizes[-1]
-        num_outputs = actions.num_actions if isinstance(actions, DiscreteActions) else len(actions.low)
-        self.actor = nn.Linear(width, num_outputs)
+        self.actor = nn.Linear(width, actions.num_outputs)
         self.critic = nn.Linear(width, 1)
-        self.obs_normalizer = Normalizer(spaces.obs_size) if network.normalize_obs else None
+        num_numbers = sum(key.num_features for key in spaces.obs if key.dtype == "float32")
+        self.obs_normalizer = Normalizer(num_numbers) if network.normalize_obs and num_numbers else None
+        self.is_flat = not spaces.obs[0].path and spaces.obs[0].dtype == "float32" and len(spaces.obs[0].shape) == 1
         self.return_normalizer = Normalizer(1) if network.normalize_reward else None
         # Ranks update statistics by the same sums; DDP would send them once more before each gradient step.
         buffers = [name for name, _ in self.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)  # type: ignore[no-untyped-call]
-        discrete = isinstance(actions, DiscreteActions)
-        self.squash = not isinstance(actions, DiscreteActions) and actions.squash
-        self.log_std = None if discrete else nn.Parameter(torch.full((num_outputs,), network.log_std_init))
+        num_real = actions.noise_size - len(actions.sizes)
+        self.log_std = nn.Parameter(torch.full((num_real,), network.log_std_init)) if num_real else None
         if network.ortho_init:
             self._init_orthogonally()
 
-    def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
-        """The distribution over actions and the value [...] at observations [..., D], both in float32.
+    def forward(self, obs: Obs, mask: Mask = ()) -> tuple[Distribution, Tensor]:
+        """The distribution over actions and the value [...] at observations [..., *shape], both in float32.
 
-        They are float32 whatever precision the network computes in, so that losses need not know it.
+        They are float32 whatever precision the network computes in, so that losses need not know it. Whoever needs no
+        more than the value may leave out the mask.
         """
-        if self.obs_normalizer is not None:
-            obs = self.obs_normalizer(obs)
-        obs = obs.to(self.critic.weight.dtype)
-        encoded = self.encoder(obs)
-        value = self.critic(encoded if self.critic_encoder is None else self.critic_encoder(obs))
-        output = self.actor(encoded).float()
-        distribution = (
-            Categorical.from_logits(output)
-            if self.log_std is None
-            else (SquashedGaussian if self.squash else DiagonalGaussian)(
-                output, bounded(self.log_std.float()).expand_as(output)
-            )
-        )
+        floats = self._floats(obs)
+        encoded = self.encoder(floats)
+        value = self.critic(encoded if self.critic_encoder is None else self.critic_encoder(floats))
+        log_std = None if self.log_std is None else bounded(self.log_std.float())
+        distribution = distribution_of(self.spaces.actions, self.actor(encoded).float(), log_std, mask)
         return distribution, value.squeeze(-1).float()
+
+    def _floats(self, obs: Obs) -> Obs:
+        """Observations as encoders see them, with normalized numbers."""
+        numbers = None
+        if self.obs_normalizer is not None:
+            numbers = self.obs_normalizer(numbers_of(self.spaces.obs, obs))
+        if isinstance(obs, Tensor) and self.is_flat:
+            return (obs if numbers is None else numbers).to(self.critic.weight.dtype)
+        return as_floats(self.spaces.obs, obs, self.critic.weight.dtype, numbers)
 
     def scaled(self, reward: Tensor) -> Tensor:
         """Rewards [...] in the critic's unit."""
@@ -118,10 +130,11 @@ class Agent(nn.Module):
     def _init_orthogonally(self) -> None:
         """Orthogonal weights and zero biases ("The 37 implementation details of PPO", detail 2)."""
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear | nn.Conv2d):
                 gain = 0.01 if module is self.actor else 1.0 if module is self.critic else 2**0.5
                 nn.init.orthogonal_(module.weight, gain)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
 
 def bounded(log_std: Tensor) -> Tensor:
@@ -144,9 +157,9 @@ def weight_views(policy: nn.Module, vector: Tensor) -> dict[str, Tensor]:
     return {n: part.view(p.shape) for n, part, p in zip(names, parts, parameters, strict=True)}
 
 
-def call_with(policy: Agent, vector: Tensor, obs: Tensor) -> tuple[Distribution, Tensor]:
+def call_with(policy: Agent, vector: Tensor, obs: Obs, mask: Mask = ()) -> tuple[Distribution, Tensor]:
     """The policy's output for observations with `vector` [P] as its parameters."""
-    return cast(tuple[Distribution, Tensor], functional_call(policy, weight_views(policy, vector), (obs,)))
+    return cast(tuple[Distribution, Tensor], functional_call(policy, weight_views(policy, vector), (obs, mask)))
 
 
 class Weights:
@@ -166,8 +179,14 @@ class Weights:
         self.gradient.masked_fill_(~norm.isfinite(), 0)
 
 
-def _encoder(obs_size: int, network: Network) -> nn.Sequential:
+def _encoder(keys: Keys, network: Network) -> nn.Sequential:
+    """The features of an observation, where it is not a vector, and the hidden layers."""
+    features, num_features = make_features(keys, network.encoder)
     activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[network.activation_function]
-    sizes = (obs_size, *network.hidden_sizes)
+    sizes = (num_features, *network.hidden_sizes)
     layers = [layer for i, o in itertools.pairwise(sizes) for layer in (nn.Linear(i, o), activation())]
-    return nn.Sequential(*layers)
+    encoder = nn.Sequential(*layers)
+    if features is None:
+        return encoder
+    # Hidden layers have the same names in every agent.
+    return nn.Sequential(OrderedDict([("features", features), *encoder.named_children()]))

@@ -26,8 +26,10 @@ from rl.config import Config
 from rl.envs.spaces import Spaces
 from rl.errors import CheckpointError, EnvError, UserError, one_line
 from rl.models.agent import Agent, Network
+from rl.models.encoders import KINDS
 
-FORMAT = 2  # of `Content`; raise it with every change that older versions cannot read
+FORMAT = 3  # of `Content`; raise it with every change that older versions cannot read
+READS = (2, FORMAT)
 _COMMENT_SIZE = len(b"sha256 ") + 64
 
 
@@ -133,8 +135,9 @@ def read_checkpoint(path: str | Path) -> Content:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}; it is not loaded") from None
     found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(f"{path}: has format {found}; this version of the program reads format {FORMAT}")
+    if found not in READS:
+        reads = " and ".join(map(str, READS))
+        raise CheckpointError(f"{path}: has format {found}; this version of the program reads formats {reads}")
     with refused(f"{path}: is not a checkpoint of this version of the program"):
         check_type(content, Content, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
     return cast(Content, content)
@@ -213,6 +216,9 @@ def check_types(dataclass: Any) -> None:
     for field in fields(dataclass):
         value = getattr(dataclass, field.name)
         check_types(value) if is_dataclass(value) else check_type(value, hints[field.name])
+        for part in value if isinstance(value, tuple) else ():
+            if is_dataclass(part):
+                check_types(part)
 
 
 def to_bytes(state: Mapping[str, Any]) -> torch.Tensor:
@@ -225,17 +231,23 @@ def from_bytes(data: torch.Tensor) -> dict[str, Any]:
     return _load(data.numpy().tobytes())
 
 
-def agent_of(content: Content) -> Agent:
+def agent_of(content: Content, *, allow_import: bool = False) -> Agent:
     """The agent of a checkpoint, on the CPU, in the precision in which the run kept it.
 
     Raises:
-        CheckpointError: Its weights are not finite, or do not fit the network that the flags describe.
+        CheckpointError: Its weights are not finite, or do not fit the network that the flags describe; or that has an
+            encoder of the user's, and nothing permits to import it.
     """
     with refused("the agent and the flags of the checkpoint do not fit"):
         spaces, network = Spaces.from_dict(content["spaces"]), Network(**content["config"]["network"])
-        check_types(spaces)
-        check_types(network)
+        for dataclass in (spaces, *spaces.obs, network):
+            check_types(dataclass)
         network.check()
+        if not allow_import and network.encoder not in KINDS:
+            raise CheckpointError(
+                f"the checkpoint's --encoder {one_line(network.encoder)} imports, and so runs, a module; to permit it,"
+                " use load_policy(path, allow_import=True)"
+            )
         with torch.device("meta"):  # takes no memory, whatever sizes the flags have
             agent = Agent(spaces, replace(network, ortho_init=False))
         dtypes = [buffer.dtype for buffer in agent.buffers()]

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from rl import tree
 from rl.config import Config
 from rl.envs.gym_envs import GymEnvs
 from rl.envs.make import EnvConfig, make_envs, make_single, making
+from rl.envs.masks import KEY, Mask, allows_one, checked
+from rl.envs.observations import as_arrays, part_of
 from rl.envs.types import Envs
 from rl.errors import EnvError, UserError
 from rl.models.agent import Agent
@@ -46,7 +48,7 @@ def evaluate(policy: Agent, envs: Envs, *, seed: int, max_steps: int, max_second
     total_return = torch.zeros(envs.num_envs, dtype=torch.float64, device=envs.device)
     running = torch.ones(envs.num_envs, dtype=torch.bool, device=envs.device)
     for _ in range(max_steps):
-        distribution, _ = policy(obs)
+        distribution, _ = policy(obs, envs.mask)
         step = envs.step(distribution.mode())
         total_return += running * step.reward
         running &= ~(step.terminated | step.truncated)
@@ -71,27 +73,47 @@ def evaluate_run(config: Config[Any], policy: Agent, max_seconds: float = math.i
 
 
 @torch.no_grad()
-def act(policy: Agent, obs: NDArray[Any]) -> NDArray[Any]:
-    """The most likely action for an observation [D], or those for several [N, D], as the environment takes them.
+def act(policy: Agent, obs: Any, mask: Any = None) -> Any:
+    """The most likely action for an observation, or those for a batch of N, as the environment takes them.
+
+    With a mask, as an environment gives it in `info["action_mask"]`, it is the most likely legal one.
 
     Raises:
-        ValueError: The observation has another shape.
+        ValueError: The observation has another shape, or lacks a key; or the mask has, or allows nothing.
     """
-    size = policy.spaces.obs_size
-    if np.ndim(obs) not in (1, 2) or np.shape(obs)[-1] != size:
-        raise ValueError(f"observation of shape {np.shape(obs)}: must be [D] or [N, D] with D={size}")
-    distribution, _ = policy(torch.as_tensor(obs, dtype=torch.float32, device=policy.critic.weight.device))
-    return policy.spaces.actions.to_env(distribution.mode().cpu().numpy())
+    keys, device, actions = policy.spaces.obs, policy.critic.weight.device, policy.spaces.actions
+    for key in keys:
+        try:
+            shape = np.shape(part_of(obs, key))
+        except (LookupError, TypeError):
+            raise ValueError(f"observation without {key.name}") from None
+        if shape not in (key.shape, (*shape[:1], *key.shape)):
+            must = f"{list(key.shape)} or [N{''.join(f', {size}' for size in key.shape)}]"
+            raise ValueError(f"observation{f' {key.name}' if key.name else ''} of shape {shape}: must be {must}")
+    lead = shape[: len(shape) - len(key.shape)]
+    legal: Mask = ()
+    if mask is not None:
+        rows = checked(mask, actions.sizes)
+        if rows.shape[:-1] != lead or not allows_one(rows, actions.sizes).all():
+            raise ValueError(f"{KEY} of shape {rows.shape}: must have a row for each observation, and allow an action")
+        legal = torch.from_numpy(rows).to(device)
+    tensors = tree.map(lambda array: torch.from_numpy(array).to(device), as_arrays(keys, obs))
+    distribution, _ = policy(tensors, legal)
+    return actions.to_env(distribution.mode().cpu().numpy())
 
 
-def load_policy(path: str | Path) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """The trained policy of a checkpoint: maps an observation [D], or several [N, D], to the most likely action.
+def load_policy(path: str | Path, *, allow_import: bool = False) -> Callable[..., Any]:
+    """The trained policy of a checkpoint: maps an observation, or a batch of them, to the most likely action.
+
+    An encoder of your own is imported, and so run, only if `allow_import` permits it.
+
+    Where the environment has action masks, pass its own: `policy(obs, info["action_mask"])`.
 
     Raises:
-        CheckpointError: The file is damaged, or is not a checkpoint of this program.
+        CheckpointError: The file is damaged, is not a checkpoint of this program, or needs a module to be imported.
         OSError: There is no such file, or it cannot be read.
     """
-    return functools.partial(act, agent_of(read_checkpoint(path)))
+    return functools.partial(act, agent_of(read_checkpoint(path), allow_import=allow_import))
 
 
 def record_video(policy: Agent, config: EnvConfig, path: Path, *, seed: int, max_steps: int) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl import tree
 from rl.dist.ranks import Ranks
 from rl.errors import EnvError, NumericError
 from rl.rollout import Rollout
@@ -91,6 +92,7 @@ class Finite:
         self.env_id = env_id
         self.ranks = ranks
         self.num_steps, self.num_envs = 0, 1
+        self.masked = False  # whether the environments have action masks
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)  # step · N + environment
 
     def state_dict(self) -> dict[str, Any]:
@@ -101,14 +103,21 @@ class Finite:
         self.first_bad.copy_(state["first_bad"])
 
     def look(self, rollout: Rollout) -> dict[str, Tensor]:
-        """Counts the rows whose observation or reward is not finite, and remembers the first one."""
-        if rollout.reward.device.type == "cpu":
-            fields = (rollout.next_obs, rollout.obs, rollout.reward)
-            if math.isfinite(sum(field.sum(dtype=torch.float64).item() for field in fields)):  # then every term is
+        """Counts the rows whose observation or reward is not finite, or that allow no action; remembers the first."""
+        self.masked = isinstance(rollout.mask, Tensor)
+        if rollout.reward.device.type == "cpu" and not self.masked:
+            fields = tree.leaves((rollout.next_obs, rollout.obs, rollout.reward))
+            sums = (field.sum(dtype=torch.float64).item() for field in fields if field.is_floating_point())
+            if math.isfinite(sum(sums)):  # then every term is
                 self.num_steps += len(rollout.reward)
                 self.num_envs = rollout.reward.shape[1]
                 return {"Count/bad_rows": torch.zeros(())}
-        good = rollout.next_obs.isfinite().all(-1) & rollout.obs.isfinite().all(-1) & rollout.reward.isfinite()
+        good = rollout.reward.isfinite()
+        for field in tree.leaves((rollout.next_obs, rollout.obs)):
+            if field.is_floating_point():
+                good = good & field.isfinite().reshape(*good.shape, -1).all(-1)
+        if isinstance(rollout.mask, Tensor):
+            good = good & rollout.mask.any(-1)
         bad = ~good.flatten()
         row = self.num_steps * good.shape[1] + bad.int().argmax()
         self.first_bad = torch.where((self.first_bad < 0) & bad.any(), row, self.first_bad)
@@ -129,9 +138,11 @@ class Finite:
             by_rank = self.ranks.sum(places).tolist()
             bad_rank = next(rank for rank, place in enumerate(by_rank) if place > 0)
             step, env = divmod(by_rank[bad_rank] - 1, self.num_envs)
+            no_action = ", or an action_mask without a legal action," if self.masked else ""
             raise EnvError(
                 f"--env-id {self.env_id}: environment {env} of rank {bad_rank} returned an observation or a reward that"
-                f" is not finite at its step {step + 1:,}; must be finite numbers. The weights have not seen it"
+                f" is not finite{no_action} at its step {step + 1:,}; must be finite numbers. The weights have not seen"
+                " it"
             )
         for name, value in metrics.items():
             if name.startswith("Loss/") and not math.isfinite(value):

@@ -15,6 +15,7 @@ from rl.envs.make import EnvConfig
 from rl.errors import CheckpointError, NothingToResumeError
 from rl.keep import Keep
 from rl.models.agent import Network
+from rl.models.encoders import KINDS
 from rl.reporting import COMPLETE, how_ended, note
 from rl.run.checkpoint import Content, agent_of, check_types, from_bytes, read_once, refused
 from rl.run.folder import folder_stem, kept_checkpoints, run_of
@@ -110,7 +111,8 @@ def config_of(content: Content, choices: Mapping[str, ConfigType]) -> tuple[str,
         replace(config, env=replace(config.env, allow_import=True)).check_names()
         config.keep.check()
         config.learner.check(sys.maxsize)
-    agent_of(content)
+    if config.network.encoder in KINDS:  # another one is imported only if --allow-import permits it
+        agent_of(content)
     for part in content["ranks"]:
         from_bytes(part)
     return name, replace(config, log_dir=base.log_dir, env=replace(config.env, allow_import=False))

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from rl import tree
 from rl.dist.ranks import Ranks
 from rl.errors import CheckpointError
 from rl.run.checkpoint import check_finite, from_bytes, refused, to_bytes
@@ -116,7 +117,10 @@ def divided(collectors: Sequence[Mapping[str, Any]], rank: int, num_ranks: int) 
         if name == "snapshot":
             continue  # of a batch of environments, which cannot be cut
         parts = [collector["envs"][name] for collector in collectors]
-        whole = torch.cat(parts) if isinstance(first, Tensor) else [value for part in parts for value in part]
-        num_each = len(whole) // num_ranks
-        envs[name] = whole[rank * num_each : (rank + 1) * num_each]
+        if isinstance(first, list):
+            whole = [value for part in parts for value in part]
+            num_each = len(whole) // num_ranks
+            envs[name] = whole[rank * num_each : (rank + 1) * num_each]
+        else:
+            envs[name] = list(tree.split(tree.cat(parts), num_ranks))[rank]
     return {"num_steps": collectors[0]["num_steps"], "envs": envs}

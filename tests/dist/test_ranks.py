@@ -9,9 +9,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from rl import tree
 from rl.models.agent import Agent, Network
 from rl.dist.ranks import Ranks, pack, unpack
-from rl.envs.spaces import DiscreteActions, Spaces
+from rl.envs.actions import DiscreteActions
+from rl.envs.observations import vector
+from rl.envs.spaces import Spaces
 from rl.dist.launch import rank
 from rl.learners.ppo import PPO, PPOConfig
 from rl.rollout import Rollout
@@ -110,9 +113,9 @@ def synthetic_rollout() -> Rollout:
 def _gradient(num_parts: int) -> tuple[Tensor, Tensor]:
     """Gradient and metrics of this rank's part of the environments, averaged over ranks."""
     size = 8 // num_parts
-    rollout = Rollout(*(field[:, rank() * size : (rank() + 1) * size] for field in synthetic_rollout()))
+    rollout = tree.map(lambda field: field[:, rank() * size : (rank() + 1) * size], synthetic_rollout())
     torch.manual_seed(0)
-    policy = Agent(Spaces(3, DiscreteActions(2)), Network(ortho_init=False))
+    policy = Agent(Spaces(vector(3), DiscreteActions(2)), Network(ortho_init=False))
     agent = DistributedDataParallel(policy) if num_parts > 1 else policy
     with torch.no_grad():
         estimates = LEARNER.estimate(policy, rollout)

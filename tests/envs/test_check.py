@@ -78,7 +78,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("initial_noise_size", 1.5, "initial_noise_size: is 1.5; must be a whole number, at least 0"),
     ("transition_noise_size", -1, "transition_noise_size: is -1; must be a whole number, at least 0"),
     ("action_space", None, "action_space: is None; must be a space of Gymnasium's"),
-    ("observation_space", gym.spaces.Discrete(3), r"its observation space is Discrete\(3\); supported is a Box"),
+    ("observation_space", gym.spaces.Text(3), r"its observation space has Text\(.*\); supported are Box, Discrete"),
     ("__init__", raising, "cannot be made: TypeError"),
 ]
 
@@ -118,8 +118,7 @@ def test_the_readmes_environment_is_right() -> None:
 
 def test_gymnasiums_environments_are_left_to_gymnasiums_checker() -> None:
     rl.check_env(gym.make("CustomEnv-v0"))
-    with pytest.raises(UserError, match=r"^FrozenLakeEnv: its observation space is Discrete.*supported is a Box"):
-        rl.check_env(gym.make("FrozenLake-v1").unwrapped)
+    rl.check_env(gym.make("FrozenLake-v1").unwrapped)
     with pytest.raises(UserError, match=r"^Env: gymnasium.utils.env_checker finds: AttributeError: The environment"):
         rl.check_env(gym.Env())
     with pytest.raises(UserError, match=r"^str: is str; must be an rl\.TensorEnv or a gymnasium\.Env"):

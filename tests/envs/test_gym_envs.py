@@ -10,9 +10,9 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from rl.envs.actions import DiscreteActions
 from rl.envs.gym_envs import GymEnvs
 from rl.envs.make import EnvConfig, make_envs
-from rl.envs.spaces import DiscreteActions
 from rl.envs.types import Step
 from rl.errors import OneEnvError, UserError
 from tests.probes import Probe

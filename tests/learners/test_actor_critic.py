@@ -23,7 +23,7 @@ class Table(nn.Module):
         self.logits = nn.Parameter(torch.randn(NUM_STATES, NUM_ACTIONS, generator=generator))
         self.values = nn.Parameter(torch.randn(NUM_STATES, generator=generator))
 
-    def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
+    def forward(self, obs: Tensor, mask: object = ()) -> tuple[Distribution, Tensor]:
         state = obs[:, 0].long()
         return Categorical.from_logits(self.logits[state]), self.values[state]
 

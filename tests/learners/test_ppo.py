@@ -10,15 +10,18 @@ import stable_baselines3
 import torch
 from torch import Tensor
 
+from rl import tree
+from rl.envs.actions import BoxActions, DiscreteActions
 from rl.envs.make import EnvConfig, make_envs
-from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
+from rl.envs.observations import vector
+from rl.envs.spaces import Spaces
 from rl.learners.ppo import PPO, PPOConfig, Rows, clipped_surrogate, squared_error
 from rl.models.agent import Agent, Network
 from rl.models.distributions import Categorical
 from rl.rollout import Rollout, make_collector
 from rl.seeding import Shuffle
 
-SPACES = Spaces(4, DiscreteActions(2))
+SPACES = Spaces(vector(4), DiscreteActions(2))
 
 
 def agent_for(spaces: Spaces = SPACES, **network: object) -> Agent:
@@ -83,7 +86,7 @@ def test_the_first_minibatch_has_ratio_1() -> None:
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(("env_id", "action"), [("CartPole-v1", "discrete"), ("Pendulum-v1", "box")])
 def test_loss_and_gradient_equal_those_of_stable_baselines3(env_id: str, action: str, normalize: bool) -> None:
-    spaces = SPACES if action == "discrete" else Spaces(3, BoxActions((-2.0,), (2.0,)))
+    spaces = SPACES if action == "discrete" else Spaces(vector(3), BoxActions((-2.0,), (2.0,)))
     agent = agent_for(spaces, shared_encoder=False)
     rollout = collect(agent, env_id, num_steps=210)
     learner = PPOConfig(normalize_advantages=normalize, ent_coef=0.03, vf_coef=0.4, gamma=0.97, gae_lambda=0.9).build()
@@ -153,8 +156,8 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
     learner = PPOConfig(ent_coef=0.1, clip_vloss=True).build()
     rows = prepare(learner, agent, rollout)
     moved(agent).double()
-    agent.forward = lambda obs: _forward_in_float64(agent, obs)
-    rows = Rows(*(field.double() if field.is_floating_point() else field for field in rows))
+    agent.forward = lambda obs, mask: _forward_in_float64(agent, obs)
+    rows = tree.map(lambda field: field.double() if field.is_floating_point() else field, rows)
     parameters = list(agent.parameters())
 
     def loss_of(*values: Tensor) -> Tensor:
@@ -199,7 +202,7 @@ def test_no_reset_row_enters_the_loss() -> None:
     )
     assert torch.equal(gradient(learner, moving, clean), gradient(learner, moving, dirty))
     # The remaining rows have the weights that they would have without the others.
-    kept = Rows(*(field[~resets.flatten()] for field in clean))
+    kept = tree.index(clean, ~resets.flatten())
     alone = gradient(learner, moving, kept._replace(weight=torch.ones_like(kept.weight)))
     assert torch.allclose(gradient(learner, moving, clean), alone, rtol=1e-4, atol=1e-6)
 
@@ -245,14 +248,14 @@ def test_an_epoch_visits_every_row_once_in_minibatches_of_almost_equal_size(
 
 def test_a_minibatch_of_one_row_has_a_finite_loss() -> None:
     agent = agent_for()
-    rows = Rows(*(field[:1] for field in prepare(PPOConfig().build(), agent, collect(agent))))
+    rows = tree.index(prepare(PPOConfig().build(), agent, collect(agent)), slice(1))
     assert torch.isfinite(gradient(PPOConfig().build(), agent, rows)).all()
 
 
 def test_a_rollout_of_one_row_can_be_prepared() -> None:
     agent = agent_for()
-    rollout = Rollout(*(field[:1, :1] for field in collect(agent)))
-    assert all(torch.isfinite(field).all() for field in prepare(PPOConfig().build(), agent, rollout))
+    rollout = tree.map(lambda field: field[:1, :1], collect(agent))
+    assert all(field.isfinite().all() for field in tree.leaves(prepare(PPOConfig().build(), agent, rollout)))
 
 
 def test_the_learning_rate_falls_linearly_from_its_full_value() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rl import tree
 from rl.config import CONFIGS
 from rl.envs.make import EnvConfig, make_envs
 from rl.learners.reinforce import Reinforce, ReinforceConfig, Rows, collect_episodes
@@ -20,7 +21,7 @@ class Bandit(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(torch.tensor([0.3, -0.4]))
 
-    def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
+    def forward(self, obs: Tensor, mask: object = ()) -> tuple[Distribution, Tensor]:
         return Categorical.from_logits(self.logits.expand(len(obs), 2)), obs[:, 0]
 
 
@@ -60,7 +61,7 @@ def test_the_gradient_sums_over_an_episode_and_takes_the_mean_over_episodes(num_
     weight = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
     rollout = pulled(action, reward)._replace(terminated=ended, truncated=torch.zeros_like(ended), weight=weight)
     learner, bandit = ReinforceConfig(gamma=0.9, normalize_returns=False).build(), Bandit()
-    parts = [Rollout(*(field[:, n::num_ranks] for field in rollout)) for n in range(num_ranks)]
+    parts = [tree.map(lambda field, n=n: field[:, n::num_ranks], rollout) for n in range(num_ranks)]
     estimates = [learner.estimate(bandit, part) for part in parts]
     total = sum(estimate.sums for estimate in estimates)
     for part, estimate in zip(parts, estimates, strict=True):

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
-from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
+from rl.envs.actions import BoxActions, DiscreteActions
+from rl.envs.observations import vector
+from rl.envs.spaces import Spaces
 from rl.errors import UserError
 from rl.models.agent import LOG_STD_BOUNDS, Agent, Network, bounded
 from rl.models.distributions import Categorical, DiagonalGaussian
 
-DISCRETE, BOX = Spaces(3, DiscreteActions(4)), Spaces(3, BoxActions((-1.0, -1.0), (1.0, 1.0)))
+DISCRETE, BOX = Spaces(vector(3), DiscreteActions(4)), Spaces(vector(3), BoxActions((-1.0, -1.0), (1.0, 1.0)))
 
 
 def num_parameters(agent: Agent) -> int:

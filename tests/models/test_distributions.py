@@ -8,7 +8,16 @@ from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from rl.models.distributions import Categorical, DiagonalGaussian, SquashedGaussian
+from rl.envs.actions import BoxActions, CompositeActions, DiscreteActions, MultiDiscreteActions
+from rl.models.distributions import (
+    Categorical,
+    DiagonalGaussian,
+    Joint,
+    MaskedCategorical,
+    MultiCategorical,
+    SquashedGaussian,
+    distribution_of,
+)
 
 LOGITS = torch.tensor([[0.0, 1.0, -2.0], [3.0, 3.0, 3.0]])
 MEAN, LOG_STD = torch.tensor([[0.5, -1.0], [2.0, 0.0]]), torch.tensor([[0.0, -1.0], [0.3, 0.7]])
@@ -108,3 +117,77 @@ def test_extreme_logits_stay_finite() -> None:
     distribution = Categorical.from_logits(torch.tensor([1e4, -1e4]))
     assert torch.isfinite(distribution.log_prob(torch.tensor(1)))
     assert torch.isfinite(distribution.entropy())
+
+
+@pytest.mark.parametrize("sizes", [(3, 2, 4), (3, 3, 3), (9,)], ids=str)
+def test_several_choices_agree_with_torch(sizes: tuple[int, ...]) -> None:
+    logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    ours = MultiCategorical.from_logits(logits, sizes)
+    theirs = [TorchCategorical(logits=part) for part in logits.split(list(sizes), dim=-1)]
+    action = torch.stack([torch.arange(5) % size for size in sizes], dim=-1)
+    log_prob = torch.stack([each.log_prob(action[:, k]) for k, each in enumerate(theirs)]).sum(0)
+    entropy = torch.stack([each.entropy() for each in theirs]).sum(0)
+    assert torch.allclose(ours.log_prob(action), log_prob) and torch.allclose(ours.entropy(), entropy)
+    assert torch.equal(ours.mode(), torch.stack([each.mode for each in theirs], dim=-1))
+    sums = [(ours.log_prob(action) + ours.entropy()).sum(), (log_prob + entropy).sum()]
+    assert torch.allclose(*(torch.autograd.grad(each, logits)[0] for each in sums))
+    noise = torch.rand(1000, 5, len(sizes), generator=torch.Generator().manual_seed(2))
+    parts = enumerate(logits.split(list(sizes), -1))
+    drawn = [Categorical.from_logits(part).sample(noise[..., k : k + 1]) for k, part in parts]
+    assert torch.equal(ours.sample(noise), torch.stack(drawn, dim=-1))
+
+
+COMPOSITE = CompositeActions(
+    ("grip", "arms", "move"),
+    (
+        DiscreteActions(3, start=5),
+        CompositeActions(None, (BoxActions((-1.0, -1.0), (1.0, 1.0)), BoxActions((0.0,), (2.0,), squash=True))),
+        MultiDiscreteActions((2, 4), (0, 0), (2,)),
+    ),
+)
+
+
+def test_a_joint_distribution_is_that_of_its_parts_with_the_mask_of_each() -> None:
+    output, log_std = torch.randn(7, 12, generator=torch.Generator().manual_seed(1)), torch.tensor([0.1, -0.3, 0.5])
+    mask = torch.ones(7, 9, dtype=torch.bool)
+    mask[:, 1] = mask[:, 6] = False
+    joint, noise = distribution_of(COMPOSITE, output, log_std, mask), torch.full((7, 6), 0.4)
+    grip, move = output[:, :3].masked_fill(~mask[:, :3], -1e8), output[:, 6:].masked_fill(~mask[:, 3:], -1e8)
+    parts = [
+        MultiCategorical.from_logits(grip, (3,)),
+        DiagonalGaussian(output[:, 3:5], log_std[:2].expand(7, 2)),
+        SquashedGaussian(output[:, 5:6], log_std[2:].expand(7, 1)),
+        MultiCategorical.from_logits(move, (2, 4)),
+    ]
+    assert isinstance(joint, Joint)
+    row = joint.sample(noise)
+    columns = list(zip(parts, row.split([1, 2, 1, 2], dim=-1), strict=True))
+    assert row.dtype == torch.float32
+    assert torch.equal(row, torch.cat([part.sample(noise[:, : own.shape[-1]]) for part, own in columns], dim=-1))
+    assert torch.allclose(joint.log_prob(row), sum(part.log_prob(own) for part, own in columns))
+    assert torch.allclose(joint.entropy(), sum(p.entropy() for p in parts))
+    assert torch.equal(joint.mode(), torch.cat([p.mode() for p in parts], dim=-1))
+
+
+def test_a_masked_action_is_never_drawn_and_its_logit_has_no_gradient() -> None:
+    actions, mask = MultiDiscreteActions((4, 3), (0, 0), (2,)), torch.tensor([[1, 0, 1, 0, 0, 1, 0]]).bool()
+    logits = torch.tensor([[0.3, 50.0, -1.0, 9.0, 2.0, -30.0, 1.0]], requires_grad=True)
+    both = distribution_of(actions, logits, None, mask)
+    first = distribution_of(DiscreteActions(4), logits[:, :4], None, mask[:, :4])
+    noise = torch.rand(10**6, 2, generator=torch.Generator().manual_seed(0)).clamp(2.0**-24, 1 - 2.0**-24)
+    drawn = MultiCategorical(both.log_probs.expand(len(noise), 2, 4)).sample(noise)
+    assert set(drawn[:, 0].tolist()) == {0, 2} and set(drawn[:, 1].tolist()) == {1}
+    assert torch.equal(MaskedCategorical(first.log_probs.expand(len(noise), 4)).sample(noise[:, :1]), drawn[:, 0])
+    assert (drawn[:, 0] == 0).double().mean().item() == pytest.approx(1 / (1 + math.exp(-1.3)), abs=2e-3)
+    assert both.mode().tolist() == [[0, 1]] and first.mode().tolist() == [0]
+    loss = both.log_prob(drawn[:1]).sum() + both.entropy().sum()
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.isfinite() and gradient[~mask].tolist() == [0] * 4 and (gradient[:, [0, 2]] != 0).all()
+    legal = TorchCategorical(logits=logits[0, [0, 2]])
+    assert torch.allclose(both.entropy(), legal.entropy())
+
+
+def test_rounding_draws_no_impossible_action() -> None:
+    log_probs = torch.tensor([-1e8, math.log(0.4), -1e8, math.log(0.5), -1e8])  # they add up to 0.9
+    noise = torch.tensor([[2.0**-24], [0.39], [0.41], [0.95], [1 - 2.0**-24]])
+    assert MaskedCategorical(log_probs.expand(5, 5)).sample(noise).tolist() == [1, 1, 3, 3, 3]

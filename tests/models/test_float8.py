@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 from rl.cli import parse
 from rl.config import CONFIGS
-from rl.envs.spaces import DiscreteActions, Spaces
+from rl.envs.actions import DiscreteActions
+from rl.envs.observations import vector
+from rl.envs.spaces import Spaces
 from rl.errors import UserError
 from rl.models.agent import Agent, Network
 from rl.models.float8 import to_float8
@@ -17,7 +19,7 @@ CPU = torch.device("cpu")
 def agent_for(hidden_size: int = 64) -> Agent:
     torch.manual_seed(0)
     network = Network(hidden_sizes=(hidden_size, hidden_size), shared_encoder=True)
-    return Agent(Spaces(4, DiscreteActions(2)), network)
+    return Agent(Spaces(vector(4), DiscreteActions(2)), network)
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:

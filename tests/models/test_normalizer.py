@@ -13,10 +13,13 @@ from torch import Tensor
 
 import rl.learners.ppo
 import train_torch
+from rl import tree
 from rl.cli import command_line
 from rl.config import CONFIGS
 from rl.dist.ranks import Ranks
-from rl.envs.spaces import DiscreteActions, Spaces
+from rl.envs.actions import DiscreteActions
+from rl.envs.observations import vector
+from rl.envs.spaces import Spaces
 from rl.models.agent import Agent, Network
 from rl.models.normalizer import Normalizer
 from rl.returns import discounted_returns
@@ -24,7 +27,7 @@ from rl.rollout import Rollout
 from rl.statistics import Statistics
 from tests.ranks import in_ranks
 
-SPACES = Spaces(3, DiscreteActions(2))
+SPACES = Spaces(vector(3), DiscreteActions(2))
 NETWORK = Network(normalize_obs=True, normalize_reward=True)
 NUM_UPDATES, NUM_STEPS, NUM_ENVS, GAMMA = 5, 16, 12, 0.9
 
@@ -52,7 +55,7 @@ def measured() -> dict[str, Tensor]:
     statistics = Statistics(agent, collector, GAMMA)
     assert statistics.are_missing()
     for k, rollout in enumerate(rollouts()):
-        own = Rollout(*(field[:, ranks.rank * size : (ranks.rank + 1) * size] for field in rollout))
+        own = tree.map(lambda field: field[:, ranks.rank * size : (ranks.rank + 1) * size], rollout)
         if k == 0:
             statistics.begin(own, ranks.sum, ranks.sum)
         else:

@@ -31,8 +31,10 @@ EXCHANGE_TAGS = {
     [
         "",
         "--share-data --env-id CartPole-v1",
+        "--allow-import --env-id tests.seeing:Everything-v0 --normalize-obs",
         "--env-id Pendulum-v1 --target-kl 0.001 --normalize-obs --normalize-reward --squash"
         " --schedule adaptive --desired-kl 0.001",
+        "--env-id tests.masked:TreeOfDoors-v0 --allow-import",
     ],
 )
 def test_one_player_and_one_trainer_end_with_the_parameters_of_one_coupled_rank(flags: str) -> None:

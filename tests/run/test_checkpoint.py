@@ -27,7 +27,9 @@ import rl.run.folder
 import train_torch
 from rl.cli import command_line, parse
 from rl.config import CONFIGS
-from rl.envs.spaces import BoxActions, DiscreteActions, Spaces
+from rl.envs.actions import BoxActions, DiscreteActions
+from rl.envs.observations import vector
+from rl.envs.spaces import Spaces
 from rl.errors import CheckpointError, FolderError, StopError
 from rl.models.agent import Agent
 from rl.reporting import ExitFile, how_ended
@@ -56,7 +58,7 @@ def fresh_agent(spaces: Spaces, *flags: str) -> Agent:
     return Agent(spaces, parse([*FLAGS, *flags], CONFIGS).network)
 
 
-AGENT = fresh_agent(Spaces(3, DiscreteActions(4)))
+AGENT = fresh_agent(Spaces(vector(3), DiscreteActions(4)))
 OLD, NEW = (content_of(AGENT, update=number) for number in (1, 2))
 
 
@@ -72,9 +74,9 @@ BOUNDS = (-(2.0**-7), -9.0), (2.0**-7, 9.0)
 @pytest.mark.parametrize(
     "spaces",
     [
-        Spaces(3, DiscreteActions(4, start=2)),
-        Spaces(3, BoxActions(*BOUNDS)),
-        Spaces(3, BoxActions(*BOUNDS, shape=(1, 2), squash=True)),
+        Spaces(vector(3), DiscreteActions(4, start=2)),
+        Spaces(vector(3), BoxActions(*BOUNDS)),
+        Spaces(vector(3), BoxActions(*BOUNDS, shape=(1, 2), squash=True)),
     ],
 )
 def test_a_loaded_policy_acts_as_the_saved_one(tmp_path: Path, spaces: Spaces) -> None:
@@ -90,7 +92,7 @@ def test_a_loaded_policy_acts_as_the_saved_one(tmp_path: Path, spaces: Spaces) -
 
 
 def test_a_policy_that_an_earlier_version_saved_acts_as_it_did(tmp_path: Path) -> None:
-    agent = fresh_agent(Spaces(3, BoxActions(*BOUNDS)))
+    agent = fresh_agent(Spaces(vector(3), BoxActions(*BOUNDS)))
     content = content_of(agent)
     for name in ("shape", "squash"):
         del content["spaces"]["actions"][name]
@@ -103,7 +105,8 @@ def test_a_policy_that_an_earlier_version_saved_acts_as_it_did(tmp_path: Path) -
 def test_a_loaded_policy_computes_as_the_evaluation_of_its_run(
     precision: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    agent = fresh_agent(Spaces(3, DiscreteActions(4)), "--no-ortho-init").to(dtype)  # a mixed run's is in float32
+    spaces = Spaces(vector(3), DiscreteActions(4))
+    agent = fresh_agent(spaces, "--no-ortho-init").to(dtype)  # a mixed run's is in float32
     write_checkpoint(tmp_path / "last.ckpt", content_of(agent, "--precision", precision))
     obs = np.random.default_rng(0).normal(size=(20_000, 3))
     assert np.array_equal(rl.load_policy(tmp_path / "last.ckpt")(obs), act(agent, obs))
@@ -111,7 +114,7 @@ def test_a_loaded_policy_computes_as_the_evaluation_of_its_run(
 
 
 def test_torch_alone_reads_the_file_too_and_it_is_all_that_is_written(tmp_path: Path) -> None:
-    path, agent = saved(tmp_path, Spaces(3, DiscreteActions(4)))
+    path, agent = saved(tmp_path, Spaces(vector(3), DiscreteActions(4)))
     assert list(tmp_path.iterdir()) == [path]
     content = torch.load(path, weights_only=True)
     assert content["agent"].keys() == agent.state_dict().keys()
@@ -119,12 +122,12 @@ def test_torch_alone_reads_the_file_too_and_it_is_all_that_is_written(tmp_path: 
 
 
 def test_an_environment_takes_the_loaded_policys_action(tmp_path: Path) -> None:
-    path, _ = saved(tmp_path, Spaces(2, DiscreteActions(2)))
+    path, _ = saved(tmp_path, Spaces(vector(2), DiscreteActions(2)))
     env = gym.make("CustomEnv-v0")
     obs, _ = env.reset()
     env.step(rl.load_policy(path)(obs))
     for shape in ((), (obs.size + 1,), (obs.size, 2, obs.size)):
-        with pytest.raises(ValueError, match=rf"must be \[D\] or \[N, D\] with D={obs.size}"):
+        with pytest.raises(ValueError, match=rf"must be \[{obs.size}\] or \[N, {obs.size}\]"):
             rl.load_policy(path)(np.zeros(shape))
 
 
@@ -156,7 +159,7 @@ class Malicious:
     ("content", "message"),
     [
         ({"format": FORMAT, "agent": Malicious()}, "holds more than tensors and numbers, among them posix.system"),
-        ({"format": FORMAT + 1}, f"has format {FORMAT + 1}; this version of the program reads format {FORMAT}"),
+        ({"format": FORMAT + 1}, f"has format {FORMAT + 1}; this version of the program reads formats 2 and {FORMAT}"),
         ({"agent": {}}, "has format None"),
         (OLD | {"agent": {"w": torch.zeros((), device="meta").expand(10**6)}}, "agent/w is larger than the file"),
         (OLD | {"agent": {"w": torch.zeros(1).expand(10**6)}}, "agent/w is larger than the file"),
@@ -211,7 +214,7 @@ CHANGES = [
     *(("config.network.activation_function", wrong) for wrong in ("exp", None)),
     *((f"config.{name}", wrong) for name in ("exp_name", "seed", "precision") for wrong in (None, "../x", [])),
     *(("config.keep.checkpoint_every", wrong) for wrong in ("often", 3)),
-    *((f"spaces.{name}", wrong) for name in ("obs_size", "actions") for wrong in (GONE, None, "3", 4, {})),
+    *((f"spaces.{name}", wrong) for name in ("obs", "actions") for wrong in (GONE, None, "3", 4, {})),
     *(("agent", wrong) for wrong in ({}, [], {"x": 3}, {"x": torch.zeros(3)})),
     *(("agent", AGENT.state_dict() | {"critic.bias": torch.tensor(wrong)}) for wrong in ([math.nan], [1], 1.0)),
 ]

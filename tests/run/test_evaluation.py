@@ -20,7 +20,7 @@ from rl.seeding import environment_seed, evaluation_seed
 class Balancer(Agent):
     """A CartPole policy without learning: push in the direction in which the pole falls."""
 
-    def forward(self, obs: torch.Tensor) -> tuple[object, torch.Tensor]:
+    def forward(self, obs: torch.Tensor, mask: object = ()) -> tuple[object, torch.Tensor]:
         distribution, value = super().forward(obs)
         lean = obs[..., 2] + 0.5 * obs[..., 3]
         return type(distribution).from_logits(torch.stack([-lean, lean], dim=-1)), value

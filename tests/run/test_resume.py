@@ -25,7 +25,11 @@ from rl.config import CONFIGS, DecoupledConfig
 from rl.run.checkpoint import from_bytes, read_checkpoint, to_bytes, write_checkpoint
 from rl.run.run import Run
 from rl.run.state import State
-from tests import probes  # noqa: F401 (registers them)
+from tests import (  # noqa: F401 (registers them)
+    masked,
+    probes,
+    seeing,
+)
 from tests.programs.launch import log_of, succeeded, torchrun
 from tests.states import differences, final_state
 
@@ -67,6 +71,9 @@ VARIANTS = {
     "a batched class that resets in the next step": f"{STEPS} --env-id CartPole-v1",
     "one after the other": f"{STEPS} --env-id CartPole-v1 --vectorization sync",
     "processes": f"{STEPS} --env-id Acrobot-v1 --vectorization async",
+    "images": f"{STEPS} --env-id Frames-v0 --shared-encoder --update-epochs 2 --num-minibatches 2",
+    "a Dict, normalized": f"{STEPS} --env-id Everything-v0 --normalize-obs --update-epochs 2 --recompute-advantages",
+    "a replay buffer of a Dict": f"actor-critic {STEPS} --env-id Everything-v0 --total-episodes 9999",
     "Box2D": f"{STEPS} --env-id LunarLander-v3",
     "Box2D that has to be made anew": f"{STEPS} --env-id BipedalWalker-v3",
     "continuous tensors, normalized": f"{STEPS} --env-id Pendulum-v1 --vectorization tensor {NORMALIZED} {ADAPTED}",
@@ -78,6 +85,8 @@ VARIANTS = {
     "bf16": f"{STEPS} --precision bf16-true",
     "a replay buffer": f"actor-critic {STEPS} --buffer-size 200 --total-episodes 9999",
     "a replay buffer of tensors": f"actor-critic {STEPS} --vectorization tensor --total-episodes 25",
+    "masks of actions of every kind, in processes": f"{STEPS} --env-id TreeOfDoors-v0 --vectorization async",
+    "masks in a replay buffer": f"actor-critic {STEPS} --buffer-size 200 --env-id VectorDoors-v0 --total-episodes 9999",
     "whole episodes": "reinforce --total-timesteps 2000 --vectorization sync",
     "whole episodes in tensors": "reinforce --total-timesteps 2000 --vectorization tensor --baseline",
 }
