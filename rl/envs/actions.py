@@ -209,11 +209,11 @@ class CompositeActions:
 
     def to_env(self, action: NDArray[Any]) -> Any:
         """The agent's rows [..., C] in the environment's structure, types and bounds."""
-        return self._together([part.to_env(part.of_row(row)) for part, row in self._rows(action)])
+        return self.together([part.to_env(part.of_row(row)) for part, row in self.rows(action)])
 
     def within_bounds(self, action: Tensor) -> Any:
         """The agent's rows [..., C] in the environment's structure and bounds; choices are counted from 0."""
-        return self._together([part.within_bounds(part.of_row(row)) for part, row in self._rows(action)])
+        return self.together([part.within_bounds(part.of_row(row)) for part, row in self.rows(action)])
 
     def of_row(self, row: Any) -> Any:
         return row
@@ -225,19 +225,35 @@ class CompositeActions:
         return np.concatenate(rows, axis=-1, dtype=np.float64)
 
     def structured(self, row: NDArray[Any]) -> Any:
-        return self._together([part.structured(columns) for part, columns in self._rows(row)])
+        return self.together([part.structured(columns) for part, columns in self.rows(row)])
 
-    def _rows(self, row: Any) -> Iterator[tuple["Actions", Any]]:
+    def rows(self, row: Any) -> Iterator[tuple["Actions", Any]]:
+        """The parts, and their columns of rows [..., C]."""
         begin = 0
         for part in self.parts:
             yield part, row[..., begin : begin + part.noise_size]
             begin += part.noise_size
 
-    def _together(self, values: list[Any]) -> Any:
+    def together(self, values: list[Any]) -> Any:
+        """The parts' actions as a Dict or a Tuple has them."""
         return tuple(values) if self.keys is None else dict(zip(self.keys, values, strict=True))
 
 
 Actions = DiscreteActions | MultiDiscreteActions | BoxActions | CompositeActions
+
+
+def tensors_for_env(actions: Actions, action: Tensor) -> Any:
+    """What `to_env` returns, in new tensors on the device of the agent's actions [...]; no number is looked at."""
+    if isinstance(actions, CompositeActions):
+        return actions.together([tensors_for_env(part, part.of_row(row)) for part, row in actions.rows(action)])
+    if isinstance(actions, DiscreteActions):
+        return action + actions.start
+    dtype = getattr(torch, actions.dtype)
+    if isinstance(actions, BoxActions):
+        # Other types are clipped in float64, so that no bound is rounded.
+        return actions.within_bounds(action if dtype == torch.float32 else action.double()).to(dtype)
+    columns = zip(action.unbind(-1), actions.starts, strict=True)
+    return actions.within_bounds(torch.stack([column + start for column, start in columns], dim=-1).to(dtype))
 
 
 def actions_from_dict(fields: Mapping[str, Any]) -> Actions:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from rl import tree
@@ -18,7 +19,7 @@ from rl.dist.launch import rank
 from rl.envs.failures import QUIET, AnyVectorEnv, EpisodeError, from_outside, trouble_of, watched
 from rl.envs.observations import Arrays, Keys, part_of
 from rl.envs.workers import DeadWorkerError, Workers
-from rl.errors import OneEnvError, described, one_line
+from rl.errors import OneEnvError, UserError, described, one_line
 from rl.seeding import episode_seed
 
 Result = TypeVar("Result")
@@ -50,6 +51,23 @@ class Position:
             episode = int(self.episode[n]) if episode is None else episode
             started = f"the episode that reset(seed={episode_seed(int(self.environment[n]), episode)}) starts"
         return f", at step {int(step):,} of {started}"
+
+
+def resets_in_next_step(envs: AnyVectorEnv, env_id: str, *, default: bool | None = None) -> bool:
+    """Whether a batch resets an ended episode in the step after its end; `default` where it does not say.
+
+    Raises:
+        UserError: It does not reset ended episodes, or does not say.
+    """
+    mode = envs.metadata.get("autoreset_mode")
+    if mode is None and default is not None:
+        return default
+    if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
+        raise UserError(
+            f"--env-id {env_id}: its batched class has autoreset_mode {mode}; must be SAME_STEP or NEXT_STEP,"
+            " or try --vectorization sync"
+        )
+    return bool(mode == AutoresetMode.NEXT_STEP)
 
 
 class Guard:
@@ -93,13 +111,18 @@ class Guard:
         """Raises `OneEnvError` unless a batched class returned a valid step; `SeededEpisodes` check their own."""
         if self.position.seeded:
             return
-        if not isinstance(result, tuple) or len(result) != 5 or not isinstance(result[4], dict):
-            raise self.batch_error(f"gave {one_line(repr(result))} instead of four arrays and a dictionary")
+        self.check_parts(result, 5)
         for name, part in zip(("reward", "terminated", "truncated"), result[1:], strict=False):
             self._check_type(name, np.asarray(part), (self.envs.num_envs,))
         for key, shape in zip(self.keys, self.shapes, strict=True):
             array = np.asarray(self.call(lambda key=key: part_of(result[0], key)))  # type: ignore[misc]
             self._check_type("observation", array, (*shape[:1], *array.shape[1:]))
+
+    def check_parts(self, result: Any, size: int) -> None:
+        """Raises `OneEnvError` unless a batched class returned so many parts, of which the last is a dictionary."""
+        if not isinstance(result, tuple) or len(result) != size or not isinstance(result[-1], dict):
+            many = {2: "an array", 5: "four arrays"}[size]
+            raise self.batch_error(f"gave {one_line(repr(result))} instead of {many} and a dictionary")
 
     def _check_type(self, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
         if array.dtype.kind not in "biuf" or array.shape != shape:

@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
 from rl import tree
 from rl.envs.actions import CompositeActions
 from rl.envs.failures import QUIET, AnyVectorEnv
-from rl.envs.guard import Guard, Position
+from rl.envs.guard import Guard, Position, resets_in_next_step
 from rl.envs.history import History
 from rl.envs.masks import KEY, Mask, allows_one, checked
 from rl.envs.observations import Arrays, Obs, as_arrays, final_arrays
@@ -30,7 +30,6 @@ from rl.envs.seeded import seed_of
 from rl.envs.snapshot import restore, snapshot
 from rl.envs.spaces import Spaces
 from rl.envs.types import Step
-from rl.errors import UserError
 from rl.seeding import environment_seed, episode_seed
 
 Memory = Literal["episodes", "snapshot", "none"]
@@ -68,13 +67,7 @@ class GymEnvs:
         self.memory = memory
         self.num_envs = envs.num_envs
         self.device, self.on_cpu = torch.device("cpu"), True
-        autoreset = envs.metadata.get("autoreset_mode")
-        if autoreset not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
-            raise UserError(
-                f"--env-id {env_id}: its batched class has autoreset_mode {autoreset}; must be SAME_STEP or NEXT_STEP,"
-                " or try --vectorization sync"
-            )
-        self.resets_in_next_step = autoreset == AutoresetMode.NEXT_STEP
+        self.resets_in_next_step = resets_in_next_step(envs, env_id)
         self.resetting = np.zeros(self.num_envs, np.bool_)  # with NEXT_STEP: the next step resets
         self.num_ignored = 0
         self.mask: Mask = ()

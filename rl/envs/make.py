@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import torch
@@ -25,6 +25,7 @@ from rl.envs.snapshot import snapshots_suffice
 from rl.envs.spaces import Spaces
 from rl.envs.tensor_envs import TENSOR_ENVS, TensorEnvs
 from rl.envs.types import Envs
+from rl.envs.vector_envs import VectorTensorEnvs, gives_tensors
 from rl.errors import EnvError, UserError, described, require
 from rl.reporting import note
 
@@ -130,50 +131,70 @@ def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = 
             tensor_envs = _make_tensor_envs(config, env_id)
             tensor_envs.spaces = _spaces(config, tensor_envs)
             return tensor_envs
-        envs, memory, seeded = _batched(config, env_id, film, training=training)
+        batch = _batched(config, env_id, film, training=training)
         try:
-            gym_envs = GymEnvs(
-                envs,
-                config.env_id,
-                seeded=seeded,
-                memory=memory,
-                timeout_seconds=config.env_timeout,
-                max_replay_steps=config.max_replay_steps,
-                where="the run" if training else "the evaluation",
-            )
-            gym_envs.spaces = _spaces(config, gym_envs)
-            return gym_envs
+            envs = _as_tensors(config, batch, where="the run" if training else "the evaluation")
+            envs.spaces = _spaces(config, envs)
+            return envs
         except UserError:
-            envs.close()
+            batch.envs.close()
             raise
+
+
+class _Batch(NamedTuple):
+    envs: AnyVectorEnv
+    memory: Memory = "none"
+    seeded: bool = False  # whether each is a `SeededEpisodes`
+    in_tensors: bool = False  # whether it takes and gives tensors
+
+
+def _as_tensors(config: EnvConfig, batch: _Batch, *, where: str) -> Envs:
+    if batch.in_tensors:
+        return VectorTensorEnvs(batch.envs, config.env_id, timeout_seconds=config.env_timeout, where=where)
+    return GymEnvs(
+        batch.envs,
+        config.env_id,
+        seeded=batch.seeded,
+        memory=batch.memory,
+        timeout_seconds=config.env_timeout,
+        max_replay_steps=config.max_replay_steps,
+        where=where,
+    )
 
 
 def _spaces(config: EnvConfig, envs: Envs) -> Spaces:
     return envs.spaces.squashed(config.env_id) if config.squash else envs.spaces
 
 
-def _batched(config: EnvConfig, env_id: str, film: Path | None, *, training: bool) -> tuple[AnyVectorEnv, Memory, bool]:
-    """A batch of environments, how they come back after a resume, and whether each is a `SeededEpisodes`."""
+def _batched(config: EnvConfig, env_id: str, film: Path | None, *, training: bool) -> _Batch:
+    """A batch of environments; says if they do not come back after a resume."""
     why = "is not deterministic given seed and actions"
-    envs: AnyVectorEnv
-    memory: Memory
     if config.vectorization == "envpool":
-        envs = Pool(env_id, config.num_envs, _num_workers(config))
-        memory, seeded, why = "none", False, "EnvPool does not give the state of its environments"
+        batch = _Batch(Pool(env_id, config.num_envs, _num_workers(config)))
+        why = "EnvPool does not give the state of its environments"
     elif _is_native(config, env_id):
-        envs = gym.make_vec(env_id, num_envs=config.num_envs, **kwargs_of(config.env_kwargs))
-        memory, seeded = "snapshot" if training and snapshots_suffice(envs) else "none", False
+        batch = _native(config, env_id, training=training)
+        why = "its class does not give the state of its environments" if batch.in_tensors else why
     else:
         # Tried on one made in this process, where an error keeps its cause.
         memory, made_anew = probed(config) if training else ("none", False)
         num_workers = _num_workers(config) if config.vectorization == "async" else 0
         make = partial(make_seeded, config.env_id, kwargs=config.env_kwargs, wrappers=config.env_wrapper)
-        envs, seeded = make_batch(make, config.num_envs, num_workers=num_workers, film=film), True
+        envs = make_batch(make, config.num_envs, num_workers=num_workers, film=film)
         envs.set_attr("index", list(range(config.num_envs)))  # type: ignore[attr-defined]
         envs.set_attr("made_anew", made_anew)  # type: ignore[attr-defined]
-    if training and memory == "none":
+        batch = _Batch(envs, memory, seeded=True)
+    if training and batch.memory == "none":
         note(f"--env-id {config.env_id}: {why}: a resumed run starts new episodes and is not bit-exact")
-    return envs, memory, seeded
+    return batch
+
+
+def _native(config: EnvConfig, env_id: str, *, training: bool) -> _Batch:
+    envs = gym.make_vec(env_id, num_envs=config.num_envs, **kwargs_of(config.env_kwargs))
+    keys = Spaces.of(config.env_id, envs.single_observation_space, envs.single_action_space).obs
+    if gives_tensors(envs, keys):
+        return _Batch(envs, in_tensors=True)
+    return _Batch(envs, "snapshot" if training and snapshots_suffice(envs) else "none")
 
 
 def has_tensor_form(config: EnvConfig) -> bool:

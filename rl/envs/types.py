@@ -33,8 +33,10 @@ class Envs(Protocol):
     device: torch.device
     resets_in_next_step: bool
     """Whether the step after the end of an episode resets, and ignores its action."""
-    num_ignored: int
-    """Number of actions ignored so far, for that reason."""
+
+    @property
+    def num_ignored(self) -> int:
+        """Number of actions ignored so far, for that reason; may wait for the device."""
 
     @property
     def mask(self) -> Mask:

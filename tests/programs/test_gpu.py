@@ -39,3 +39,11 @@ def test_a_player_feeds_a_trainer_on_a_gpu(flags: tuple[str, ...], precision: st
     options = ("--accelerator=cpu", f"--precision={precision}")
     succeeded(decoupled("--num-envs", "128", *flags, ranks=2, options=options))
     assert scalars(run_folder("fabric_decoupled_logs"))["Rewards/rew_avg"][-1][1] >= 190
+
+
+@pytest.mark.parametrize(("flags", "device"), [("--cuda", "cuda"), ("--cuda", "cpu"), ("", "cuda")])
+def test_a_batched_class_of_tensors_may_be_on_the_device_of_the_run_or_not(flags: str, device: str) -> None:
+    env = "--env-id tests.simulated:Simulator-v0 --allow-import --num-envs 8 --total-timesteps 2048"
+    result = fabric(*env.split(), "--env-kwargs", f"device={device}", *flags.split(), ranks=1)
+    assert "return 1" in succeeded(result)
+    assert ("each step copies them" in result.stderr) == (device != ("cuda" if flags else "cpu"))
