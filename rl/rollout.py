@@ -52,7 +52,7 @@ def decide(policy: Policy, obs: Obs, mask: Mask, noise: Tensor) -> Decision:
     return Decision(action, distribution.log_prob(action), value)
 
 
-def row(obs: Any, mask: Mask, decision: Decision, step: Step) -> Rollout:
+def row(obs: Obs, mask: Mask, decision: Decision, step: Step) -> Rollout:
     """One step [N, ...] of a rollout; `next_value` is a placeholder until the rollout is complete."""
     return Rollout(**(step._asdict() | decision._asdict() | {"obs": obs, "mask": mask, "next_value": decision.value}))
 
@@ -65,6 +65,7 @@ class Collector:
     ) -> None:
         """Starts an episode in every environment; `first_env` counts environments over all ranks."""
         self.envs = envs
+        self.has_images = envs.spaces.has_images()
         self.keeps_next_obs = keeps_next_obs
         self.policy = policy
         self.noise = Noise(seed, ACTION, first_env, envs.num_envs, envs.spaces.actions.noise_size, envs.device)
@@ -81,23 +82,28 @@ class Collector:
 
     def collect(self, num_steps: int) -> Rollout:
         """The rollout [T, N, ...] of the next T steps."""
-        rows, finals, num_ignored = [], [], self.envs.num_ignored
-        # Filled as they come: stacked at the end, frames would lie in memory twice.
-        all_obs = tree.map(lambda part: part.new_empty(num_steps, *part.shape), self.obs)
+        rows: list[Rollout] = []
+        finals, num_ignored = [], self.envs.num_ignored
+        rollout: Rollout | None = None
         for t, noise in enumerate(self.noise.at(self.num_steps, num_steps)):
             mask = self.envs.mask
             decision = self.decide(self.obs, mask, noise)
             step = self.envs.step(decision.action)
-            for place, part in zip(tree.leaves(all_obs), tree.leaves(self.obs), strict=True):
-                place[t] = part
             if not self.keeps_next_obs:
                 finals.append(tree.index(step.next_obs, step.terminated | step.truncated))
                 step = step._replace(next_obs=None)  # type: ignore[arg-type]
-            rows.append(row(None, mask, decision, step))
+            now = row(self.obs, mask, decision, step)
             self.obs = step.obs
+            if self.has_images:
+                # Stacked at the end, frames would lie in memory twice; and small tensors that are kept until then,
+                # between large ones that are not, make holes that glibc fills no more (2 GB for 64 × 128 of Atari's).
+                rollout = tree.space_for(now, num_steps) if rollout is None else rollout
+                tree.put(rollout, t, now)
+            else:
+                rows.append(now)  # stacking is faster
         self.num_steps = self.num_steps + num_steps
         self.num_played += num_steps * self.envs.num_envs - (self.envs.num_ignored - num_ignored)
-        rollout = tree.stack(rows)._replace(obs=all_obs)
+        rollout = tree.stack(rows) if rollout is None else rollout
         ended = rollout.terminated | rollout.truncated
         final_obs = tree.index(rollout.next_obs, ended) if self.keeps_next_obs else tree.cat(finals)
         return rollout._replace(next_value=self._next_value(rollout, ended, final_obs))

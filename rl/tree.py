@@ -45,6 +45,17 @@ def stack(trees: list[TreeType]) -> TreeType:
     return map(lambda *tensors: torch.stack(tensors), *trees)
 
 
+def space_for(tree: TreeType, num_trees: int) -> TreeType:
+    """New tensors [num_trees, ...] to `put` trees of tensors [...] such as this one into."""
+    return map(lambda tensor: tensor.new_empty(num_trees, *tensor.shape), tree)
+
+
+def put(trees: TreeType, number: int, tree: TreeType) -> None:
+    """Copies a tree of tensors [...] to a place in one of tensors [num_trees, ...]."""
+    for place, tensor in zip(leaves(trees), leaves(tree), strict=True):
+        place[number] = tensor
+
+
 def cat(trees: list[TreeType]) -> TreeType:
     """Trees of tensors [B_i, ...] as one of tensors [ΣB_i, ...]."""
     return map(lambda *tensors: torch.cat(tensors), *trees)

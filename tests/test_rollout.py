@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from rl.rollout import Collector, Rollout, TensorCollector, make_collector
 from rl.run.checkpoint import read_checkpoint
 from rl.run.run import Run
 from tests import seeing  # noqa: F401 (registers environments)
-from tests.programs.launch import scalars
+from tests.programs.launch import scalars, start, succeeded
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +147,44 @@ def test_observations_of_images_are_kept_once_and_next_values_stay_the_same() ->
     assert_equal(once, twice._replace(next_obs=None))
     num_bytes = sum(field.nbytes for field in tree.leaves(once))
     assert 40 * 3 * 2 * 36 * 40 < num_bytes < 1.02 * 40 * 3 * 2 * 36 * 40  # Atari's 64 × 128 × 4 × 84 × 84: 0.23 GB
+
+
+PEAK = """
+import gymnasium, numpy, torch
+from rl import tree
+from rl.envs.make import EnvConfig, make_envs
+from rl.models.agent import Agent, Network
+from rl.rollout import make_collector
+from tests.seeing import Seeing
+
+class Atari(Seeing):
+    observation_space = gymnasium.spaces.Box(0, 255, (4, 84, 84), numpy.uint8)
+
+    def observe(self):
+        return numpy.full((4, 84, 84), 7, numpy.uint8)
+
+    def step(self, action):
+        return self.observe(), 0.0, self.np_random.random() < 0.01, False, {}
+
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+gymnasium.register("Atari-v0", Atari)
+torch.set_num_threads(1)
+envs = make_envs(EnvConfig("Atari-v0", 16))
+with torch.no_grad():
+    collector = make_collector(envs, Agent(envs.spaces, Network()), seed=1, first_env=0, keeps_next_obs=False)
+    collector.collect(2)
+    before = peak()
+    rollout = collector.collect(64)
+print((peak() - before) / sum(field.nbytes for field in tree.leaves(rollout)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what memory a process has taken")
+def test_collecting_frames_takes_little_more_memory_than_the_rollout() -> None:
+    output = succeeded(start(sys.executable, "-c", PEAK))
+    assert 0.8 < float(output) < 1.5  # 6.7 if small tensors of each step are kept between frames
 
 
 def test_a_dict_gives_the_bits_of_a_vector_of_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
