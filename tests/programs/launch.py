@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,19 +15,33 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 
+from tests.ranks import TIMEOUT_SECONDS, free_port, program_in_ranks
+
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
-TIMEOUT_SECONDS = 150
 
 
 def fabric(*flags: str, ranks: int = 2, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """`fabric run` of train_fabric.py."""
-    return start(*fabric_command("train_fabric.py", *flags, ranks=ranks, options=options))
+    """train_fabric.py in ranks that find what `fabric run` with these options tells them."""
+    return program_in_ranks("train_fabric.py", flags, ranks, told_by_fabric(ranks, options))
 
 
 def decoupled(*flags: str, ranks: int = 3, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """`fabric run` of train_fabric_decoupled.py."""
-    return start(*fabric_command("train_fabric_decoupled.py", *flags, ranks=ranks, options=options))
+    """train_fabric_decoupled.py in ranks that find what `fabric run` with these options tells them."""
+    return program_in_ranks("train_fabric_decoupled.py", flags, ranks, told_by_fabric(ranks, options))
+
+
+def torchrun(*flags: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    """train_torch.py in ranks that find what `torchrun` tells them."""
+    return program_in_ranks("train_torch.py", flags, ranks, {})
+
+
+def told_by_fabric(ranks: int, options: tuple[str, ...]) -> dict[str, str]:
+    """The variables by which `fabric run` hands its options on to Lightning."""
+    words = dict(option.removeprefix("--").split("=") for option in options)
+    return {"LT_CLI_USED": "1", "LT_DEVICES": str(ranks), "LT_NUM_NODES": "1"} | {
+        f"LT_{name.upper()}": value for name, value in words.items()
+    }
 
 
 def fabric_command(program: str, *flags: str, ranks: int, options: tuple[str, ...] = ()) -> list[str]:
@@ -37,16 +50,9 @@ def fabric_command(program: str, *flags: str, ranks: int, options: tuple[str, ..
     return [str(BIN / "fabric"), "run", f"--devices={ranks}", port, *options, str(ROOT / program), *flags]
 
 
-def free_port() -> int:
-    """A free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def torchrun(*flags: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    """`torchrun` of train_torch.py."""
-    return start(BIN / "torchrun", f"--nproc_per_node={ranks}", "--standalone", ROOT / "train_torch.py", *flags)
+def torchrun_command(*flags: str, ranks: int) -> list[str]:
+    """The command `torchrun` for train_torch.py."""
+    return [str(BIN / "torchrun"), f"--nproc_per_node={ranks}", "--standalone", str(ROOT / "train_torch.py"), *flags]
 
 
 def start(*command: str | Path) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""The decoupled program, started as a user starts it."""
+"""The decoupled program."""
 
 from pathlib import Path
 

@@ -12,8 +12,10 @@ from tests.programs.launch import (
     agent_of,
     decoupled,
     fabric,
+    fabric_command,
     run_folder,
     scalars,
+    start,
     succeeded,
     torchrun,
 )
@@ -54,6 +56,7 @@ def test_the_readmes_own_environment_is_learned(monkeypatch: pytest.MonkeyPatch,
     flags = re.search(r"train_fabric.py (--env-id my_envs:.*)$", readme, re.MULTILINE).group(1).split()
     # Fewer and larger minibatches than the plain defaults have, whose 16,000 messages between two ranks take minutes.
     quick = "--total-timesteps 400000 --num-envs 64 --update-epochs 4 --num-minibatches 4 --learning-rate 3e-3"
-    succeeded(fabric(*flags, *quick.split(), options=("--accelerator=cpu",)))
+    command = fabric_command("train_fabric.py", *flags, *quick.split(), ranks=2, options=("--accelerator=cpu",))
+    succeeded(start(*command))
     returns = [value for _, value in scalars(run_folder("fabric_logs"))["Rewards/rew_avg"]]
     assert returns[0] < 70 < 90 < returns[-1]

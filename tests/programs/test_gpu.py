@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import rl
-from tests.programs.launch import agent_of, decoupled, fabric, run_folder, scalars, succeeded, torchrun
+from tests.programs.launch import agent_of, fabric_command, run_folder, scalars, start, succeeded, torchrun_command
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,14 +19,14 @@ def test_a_gpu_learns_custom_env_in_every_precision_and_way_of_running(
     precision: str, execution: str, flags: str
 ) -> None:
     arguments = ["--cuda", "--num-envs", "128", "--execution", execution, *flags.split()]
-    succeeded(fabric(*arguments, ranks=1, options=(f"--precision={precision}",)))
+    succeeded(start(*fabric_command("train_fabric.py", *arguments, ranks=1, options=(f"--precision={precision}",))))
     logged = scalars(run_folder("fabric_logs"))
     assert logged["Test/cumulative_reward"][0][1] == pytest.approx(198.970171, abs=1e-2)
     assert logged["Rewards/rew_avg"][-1][1] >= 190
 
 
 def test_torch_learns_it_too_and_its_agent_can_be_read_without_a_gpu() -> None:
-    succeeded(torchrun("--cuda", "--num-envs", "128", ranks=1))
+    succeeded(start(*torchrun_command("--cuda", "--num-envs", "128", ranks=1)))
     assert scalars(run_folder("torch_logs"))["Rewards/rew_avg"][-1][1] >= 190
     assert {parameter.device.type for parameter in agent_of(run_folder("torch_logs")).values()} == {"cpu"}
     assert rl.load_policy(run_folder("torch_logs") / "last.ckpt")([0.5, 0.0]) == 0
@@ -37,13 +37,16 @@ def test_torch_learns_it_too_and_its_agent_can_be_read_without_a_gpu() -> None:
 def test_a_player_feeds_a_trainer_on_a_gpu(flags: tuple[str, ...], precision: str) -> None:
     # For fabric run, more ranks than GPUs are ranks on the CPU; the program then puts its trainer where --cuda says.
     options = ("--accelerator=cpu", f"--precision={precision}")
-    succeeded(decoupled("--num-envs", "128", *flags, ranks=2, options=options))
+    succeeded(
+        start(*fabric_command("train_fabric_decoupled.py", "--num-envs", "128", *flags, ranks=2, options=options))
+    )
     assert scalars(run_folder("fabric_decoupled_logs"))["Rewards/rew_avg"][-1][1] >= 190
 
 
 @pytest.mark.parametrize(("flags", "device"), [("--cuda", "cuda"), ("--cuda", "cpu"), ("", "cuda")])
 def test_a_batched_class_of_tensors_may_be_on_the_device_of_the_run_or_not(flags: str, device: str) -> None:
     env = "--env-id tests.simulated:Simulator-v0 --allow-import --num-envs 8 --total-timesteps 2048"
-    result = fabric(*env.split(), "--env-kwargs", f"device={device}", *flags.split(), ranks=1)
+    arguments = [*env.split(), "--env-kwargs", f"device={device}", *flags.split()]
+    result = start(*fabric_command("train_fabric.py", *arguments, ranks=1))
     assert "return 1" in succeeded(result)
     assert ("each step copies them" in result.stderr) == (device != ("cuda" if flags else "cpu"))

@@ -1,6 +1,7 @@
-"""The programs, started as a user starts them."""
+"""The programs, in ranks or with the launchers that users start."""
 
 import fcntl
+import functools
 import json
 import math
 import os
@@ -18,7 +19,19 @@ import torch
 
 import rl
 from rl.config import Config
-from tests.programs.launch import ROOT, agent_of, fabric, hyperparameters, run_folder, scalars, succeeded, torchrun
+from tests.programs.launch import (
+    ROOT,
+    agent_of,
+    fabric,
+    fabric_command,
+    hyperparameters,
+    run_folder,
+    scalars,
+    start,
+    succeeded,
+    torchrun,
+    torchrun_command,
+)
 
 OPTIMUM = 198.970171
 TAGS = {
@@ -48,7 +61,7 @@ SMALL = ["--num-envs", "4", "--num-steps", "32", "--hidden-sizes", "16", "16", "
 def test_the_bare_command_learns_custom_env_to_its_optimum() -> None:
     readme = (ROOT / "README.md").read_text()
     options = re.search(r"bin/fabric run (.*) train_fabric.py$", readme, re.MULTILINE).group(1).split()
-    output = succeeded(fabric(options=(*options,)))
+    output = succeeded(start(*fabric_command("train_fabric.py", ranks=2, options=(*options,))))
     folder = run_folder("fabric_logs").absolute()
     for line in (
         "CustomEnv-v0 after 999,424 steps",
@@ -175,15 +188,16 @@ def test_a_strategy_that_is_not_data_parallel_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("start", "flags", "message"),
+    ("program", "flags", "message"),
     [
-        (torchrun, ("--env-id", "nope-v0"), "error: --env-id nope-v0: Environment `nope` doesn't exist"),
-        (torchrun, ("--numenvs", "3"), "Unrecognized options: --numenvs"),
-        (fabric, ("--log-dir", "/dev/null"), "error: --log-dir /dev/null: no folder can be made there"),
+        ("train_torch.py", "--env-id nope-v0", "error: --env-id nope-v0: Environment `nope` doesn't exist"),
+        ("train_torch.py", "--numenvs 3", "Unrecognized options: --numenvs"),
+        ("train_fabric.py", "--log-dir /dev/null", "error: --log-dir /dev/null: no folder can be made there"),
     ],
 )
-def test_two_ranks_answer_bad_input_once(start: object, flags: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    result = start(*flags)
+def test_two_ranks_answer_bad_input_once(program: str, flags: str, message: str, tmp_path: Path) -> None:
+    command = torchrun_command if program == "train_torch.py" else functools.partial(fabric_command, program)
+    result = start(*command(*flags.split(), ranks=2))
     assert result.returncode != 0
     assert result.stderr.count(message) == 1, result.stderr
     # The launcher may show where it stood itself; our files are in no traceback.
