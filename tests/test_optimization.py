@@ -1,5 +1,7 @@
 """The compiled gradient step, against autograd, clip_grad_norm_ and Adam."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,11 +11,16 @@ import rl.optimization
 from rl.compile import Execution, Mode
 from rl.dist.ranks import Ranks
 from rl.envs.actions import BoxActions, DiscreteActions
+from rl.envs.make import EnvConfig, make_envs
 from rl.envs.observations import vector
 from rl.envs.spaces import Spaces
 from rl.learners.ppo import PPOConfig, Rows
 from rl.models.agent import Agent, Network, Weights, call_with, weight_vector
 from rl.optimization import GradientStep, make_adam
+from rl.rollout import make_collector
+from rl.seeding import Shuffle
+from tests import masked, seeing  # noqa: F401 (registers environments)
+from tests.ranks import in_ranks
 
 SPACES = {
     "discrete": Spaces(vector(3), DiscreteActions(4)),
@@ -143,3 +150,34 @@ def test_adam_keeps_its_moments_in_float32_whatever_the_weights_are() -> None:
     # A bf16 moment would stop changing once a thousandth of it is lost in rounding.
     assert adam.state[weights.vector]["exp_avg_sq"].mean().item() == pytest.approx(0.25 * (1 - 0.999**1000), rel=1e-3)
     assert weights.vector.dtype == torch.bfloat16
+
+
+def trained(env_id: str, num_envs: int) -> Tensor:
+    """The weights after some updates from the environments of all ranks, each of which is a minibatch."""
+    ranks, config = Ranks.of(), PPOConfig(num_steps=32, num_minibatches=1, update_epochs=3)
+    learner, size = config.build(), num_envs // ranks.size
+    envs = make_envs(EnvConfig(env_id, size, "sync"))
+    torch.manual_seed(1)
+    policy = Agent(envs.spaces, Network(hidden_sizes=(16,)))
+    weights = Weights(policy)
+    step = GradientStep(learner, policy, weights, make_adam(weights, 1e-3, fused=True), ranks, Execution())
+    shuffle = Shuffle(1, ranks.rank, ranks.size, shared=False)
+    keeps = config.keeps_next_obs(envs.spaces)
+    collector = make_collector(envs, policy, seed=1, first_env=ranks.rank * size, keeps_next_obs=keeps)
+    for _ in range(3):
+        with torch.no_grad():
+            rollout = learner.collect(collector)
+            estimates = learner.estimate(policy, rollout)
+            samples, _ = learner.prepare(rollout, estimates, ranks.sum(estimates.sums))
+        for _ in range(config.update_epochs):
+            for minibatch in learner.minibatches(samples, shuffle):
+                step(minibatch)
+    return weights.vector.detach()
+
+
+@pytest.mark.parametrize("env_id", ["Frames-v0", "Everything-v0", "TreeOfDoors-v0"])
+def test_two_ranks_learn_to_rounding_what_one_learns_from_all_environments(env_id: str, tmp_path: Path) -> None:
+    alone, (first, second) = trained(env_id, 4), in_ranks(trained, 2, tmp_path, env_id, 4)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, alone, rtol=1e-4, atol=1e-5)
+    assert (alone - trained(env_id, 2)).abs().max() > 1e-3  # than from half of them
