@@ -2,7 +2,7 @@
 
 import gymnasium
 
-from rl.envs import classic
+from rl.envs import classic, minatar
 from rl.envs.check import check_env
 from rl.envs.custom import CustomTensorEnv
 from rl.envs.tensor_envs import TensorEnv, TensorVectorEnv, register_tensor_env
@@ -21,3 +21,4 @@ register_tensor_env("CartPole-v1", classic.CartPole)
 register_tensor_env("Pendulum-v1", classic.Pendulum)
 register_tensor_env("MountainCar-v0", classic.MountainCar)
 register_tensor_env("Acrobot-v1", classic.Acrobot)
+register_tensor_env("MinAtar/Breakout-v1", minatar.Breakout)

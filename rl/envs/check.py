@@ -70,6 +70,8 @@ def _check_tensor_env(env: TensorEnv, name: str, device: torch.device) -> None:
             raise UserError(f"{name}.{attribute}: is {given}; must be a space of Gymnasium's")
     for attribute, least in (("max_episode_steps", 1), ("initial_noise_size", 0), ("transition_noise_size", 0)):
         given = getattr(env, attribute, None)
+        if attribute == "max_episode_steps" and hasattr(env, attribute) and given is None:
+            continue  # no limit
         if not isinstance(given, Integral) or given < least:
             raise UserError(f"{name}.{attribute}: is {given}; must be a whole number, at least {least}")
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -17,6 +17,7 @@ import torch
 from rl.dist.launch import local_world_size, num_cores, rank
 from rl.envs.batch import make_batch, make_seeded
 from rl.envs.failures import AnyVectorEnv, EpisodeError, from_outside, progress, watched
+from rl.envs.families import register_family
 from rl.envs.gym_envs import GymEnvs, Memory
 from rl.envs.options import check_options, kwargs_of, make_env
 from rl.envs.pool import Pool
@@ -245,11 +246,13 @@ def probed(config: EnvConfig) -> tuple[Memory, bool]:
 
 
 def _imported(config: EnvConfig) -> str:
-    """Imports the module of module:id, if there is one: the id."""
+    """The id, after the import of what registers it: the module of module:id, or the package that has it."""
     module, _, env_id = config.env_id.rpartition(":")
     if module:
         importlib.import_module(module)
         progress()
+    else:
+        register_family(env_id)
     return env_id
 
 

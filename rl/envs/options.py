@@ -12,6 +12,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
 from rl.envs.failures import progress
+from rl.envs.families import register_family
 from rl.envs.masks import MaskInInfo
 from rl.errors import UserError, described, require
 from rl.reporting import note
@@ -107,6 +108,7 @@ def wrappers_of(names: Iterable[str]) -> list[type[gym.Wrapper[Any, Any, Any, An
 
 def make_env(env_id: str, kwargs: Iterable[str] = (), wrappers: Iterable[str] = (), **more: Any) -> gym.Env[Any, Any]:
     """A single environment of Gymnasium's, with its wrappers, given `more` arguments of `gymnasium.make`."""
+    register_family(env_id)
     _hear_mujoco(env_id.rpartition(":")[2])
     env = gym.make(env_id, **kwargs_of(kwargs), **more)
     for wrapper in wrappers_of(wrappers):

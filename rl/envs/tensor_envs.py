@@ -30,7 +30,8 @@ class TensorEnv(ABC):
 
     observation_space: gym.spaces.Space[Any]
     action_space: gym.Space[Any]
-    max_episode_steps: int
+    max_episode_steps: int | None
+    """Steps after which an episode is truncated; None if it never is."""
     initial_noise_size: int
     """Number of uniform numbers that starting an episode takes."""
     transition_noise_size: int = 0
@@ -145,7 +146,8 @@ class TensorEnvs:
         reward = self.env.reward(before.state, action, state).float()
         terminated = self.env.terminal(state)
         elapsed_steps, episode_return = before.elapsed_steps + 1, before.episode_return + reward
-        truncated = elapsed_steps >= self.env.max_episode_steps
+        limit = self.env.max_episode_steps
+        truncated = torch.zeros_like(terminated) if limit is None else elapsed_steps >= limit
         ended = terminated | truncated
         fresh = ended.view(-1, *(1 for _ in state.shape[1:]))
         after = EnvState(

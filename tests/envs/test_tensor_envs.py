@@ -14,7 +14,8 @@ from torch import Tensor
 import rl
 from rl.envs.classic import CartPole, Pendulum
 from rl.envs.custom import CustomTensorEnv
-from rl.envs.make import EnvConfig, has_tensor_form, make_envs
+from rl.envs.families import register_family
+from rl.envs.make import EnvConfig, has_tensor_form, make_envs, make_single
 from rl.envs.tensor_envs import TENSOR_ENVS, TensorEnvs
 from rl.envs.types import Step
 from rl.errors import UserError
@@ -91,16 +92,16 @@ def test_a_thousand_random_episodes_are_gymnasiums_step_for_step(env_id: str, ma
 
 @pytest.mark.parametrize("env_id", SHIPPED)
 def test_spaces_and_time_limits_are_gymnasiums(env_id: str) -> None:
-    env, spec = TENSOR_ENVS[env_id](), gym.spec(env_id)
-    theirs = gym.make(env_id)
+    env, theirs = TENSOR_ENVS[env_id](), make_single(EnvConfig(env_id))
     assert (env.observation_space, env.action_space) == (theirs.observation_space, theirs.action_space)
-    assert env.max_episode_steps == spec.max_episode_steps
+    assert env.max_episode_steps == theirs.spec.max_episode_steps
 
 
 @pytest.mark.parametrize("env_id", SHIPPED)
 def test_first_states_spread_as_gymnasiums_do(env_id: str) -> None:
-    obs = TensorEnvs(TENSOR_ENVS[env_id](), 2000).reset(seed=1)
-    theirs = gym.make_vec(env_id, num_envs=2000, vectorization_mode="sync").reset(seed=1)[0]
+    register_family(env_id)
+    obs = TensorEnvs(TENSOR_ENVS[env_id](), 2000).reset(seed=1).float()
+    theirs = gym.make_vec(env_id, num_envs=2000, vectorization_mode="sync").reset(seed=1)[0].astype(np.float32)
     assert np.allclose(obs.mean(0), theirs.mean(0), atol=0.05 * (theirs.std(0) + 1).max())
     assert np.allclose(obs.min(0).values, theirs.min(0), atol=0.02)
     assert np.allclose(obs.max(0).values, theirs.max(0), atol=0.02)
