@@ -21,8 +21,8 @@ class Breakout(TensorEnv):
     """MinAtar/Breakout-v1: bounce a ball off a paddle to break bricks, each for a reward of 1.
 
     An observation is a board [10, 10] of four channels: paddle, ball, where the ball was before, bricks. With
-    probability 0.1 the last action is repeated instead of the given one. A state is x, y, dx and dy of the ball, its last
-    x and y, whether it has just struck a brick, x of the paddle, the last action, and the bricks.
+    probability 0.1 the last action is repeated instead of the given one. A state is x, y, dx and dy of the ball, its
+    last x and y, whether it has just struck a brick, x of the paddle, the last action, and the bricks.
     """
 
     STICKY = 0.1
