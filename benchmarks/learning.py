@@ -42,6 +42,11 @@ TASKS = {
     "mountaincarcontinuous": "--env-id MountainCarContinuous-v0 --eval-episodes 20",
     "pendulum": "--env-id Pendulum-v1 --eval-episodes 100",
     "acrobot": "--env-id Acrobot-v1 --eval-episodes 20",
+    "minatar-asterix": "--env-id MinAtar/Asterix-v1 --eval-episodes 20",
+    "minatar-breakout": "--env-id MinAtar/Breakout-v1 --eval-episodes 20",
+    "minatar-freeway": "--env-id MinAtar/Freeway-v1 --eval-episodes 20",
+    "minatar-seaquest": "--env-id MinAtar/Seaquest-v1 --eval-episodes 20",
+    "minatar-spaceinvaders": "--env-id MinAtar/SpaceInvaders-v1 --eval-episodes 20",
     "cartpole": "--env-id CartPole-v1",
     "cartpole-one-player": "--env-id CartPole-v1 --num-envs 16 --num-minibatches 16",
     # The settings of the example that these programs grew from.

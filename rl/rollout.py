@@ -174,7 +174,9 @@ class TensorCollector:
             policy = functools.partial(call_with, self.policy, weight_vector(self.policy))
         noise = (self.noise.at(first_step, num_steps), *self.envs.draw(first_step, num_steps))
         after, rollout = tree.scan(functools.partial(self.play_step, policy), state, noise, Rollout)
-        if rollout.next_obs is not None:
+        if not self.keeps_next_obs:
+            rollout = rollout._replace(next_obs=None)
+        else:
             _, next_value = policy(rollout.next_obs)  # at all steps: a compiled function must keep its shapes
             rollout = rollout._replace(next_value=next_value)
         return first_step + num_steps, after, rollout
@@ -189,7 +191,8 @@ class TensorCollector:
         if self.keeps_next_obs:
             return after, row(obs, mask, decision, step)
         _, next_value = policy(step.next_obs)
-        return after, row(obs, mask, decision, step)._replace(next_obs=None, next_value=next_value)
+        # Not None, which a compiled loop could not return.
+        return after, row(obs, mask, decision, step)._replace(next_obs=(), next_value=next_value)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         envs = {"discounted_return": self.discounted_return.cpu(), **self.envs.state_dict()}

@@ -57,6 +57,22 @@ def test_compiled_rollouts_and_estimates_are_those_of_eager_ones(env_id: str, ve
     assert execution.compile_seconds > 0
 
 
+def test_a_compiled_rollout_of_images_leaves_out_the_next_ones() -> None:
+    rollouts = []
+    for execution in (Execution("compile"), Execution()):
+        envs = make_envs(EnvConfig("MinAtar/Breakout-v1", num_envs=2, vectorization="tensor"))
+        torch.manual_seed(3)
+        policy = Agent(envs.spaces, Network((8,), shared_encoder=True, encoder="mlp"))
+        collector = make_collector(envs, policy, seed=1, first_env=0, execution=execution, keeps_next_obs=False)
+        with torch.no_grad():
+            rollouts.append(collector.collect(20))
+    fast, eager = rollouts
+    assert fast.next_obs is None and eager.next_obs is None
+    assert torch.equal(fast.obs, eager.obs) and fast.obs.dtype == torch.uint8
+    assert torch.allclose(fast.next_value, eager.next_value, atol=1e-5)
+    assert fast.terminated.any()
+
+
 def test_a_function_is_compiled_once_and_is_not_taken_for_another() -> None:
     execution = Execution("compile")
     scaled = execution.step(lambda tensor, factor: tensor * factor)

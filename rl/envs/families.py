@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -42,7 +44,10 @@ class Family(NamedTuple):
     extra: str
 
 
-FAMILIES = {"MinAtar/": Family(_register_minatar, "minatar")}
+FAMILIES = {
+    "MinAtar/": Family(_register_minatar, "minatar"),
+    "MiniGrid-": Family(partial(import_module, "minigrid"), "minigrid"),
+}
 """Packages by how the ids of their environments begin."""
 
 

@@ -104,7 +104,12 @@ def texts_in(space: spaces.Space[Any], path: str = "") -> list[str]:
     """The paths of the texts in a space."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         return [text for name, part in _parts(space) for text in texts_in(part, f"{path}/{name}")]
-    return [path.removeprefix("/")] if isinstance(space, spaces.Text) else []
+    return [path.removeprefix("/")] if _is_text(space) else []
+
+
+def _is_text(space: spaces.Space[Any]) -> bool:
+    """Whether the space is of texts: Text, or one of another package's (MiniGrid's missions)."""
+    return space.dtype is not None and space.dtype.kind == "U"
 
 
 def _parts(space: "spaces.Dict | spaces.Tuple[Any]") -> Iterator[tuple[str | int, spaces.Space[Any]]]:
@@ -127,7 +132,7 @@ def _keys(space: spaces.Space[Any], path: tuple[str | int, ...]) -> Iterator[Obs
             yield ObsKey(path, tuple(space.shape), "uint8", largest=max(1.0, float(space.high.max())))
         else:
             yield ObsKey(path, tuple(space.shape), "float32")
-    elif not (isinstance(space, spaces.Text) and path):
+    elif not (_is_text(space) and path):
         raise UnsupportedSpaceError(f"{space}{' under ' + '/'.join(map(str, path)) if path else ''}")
 
 
