@@ -17,7 +17,8 @@ import tyro
 from torch import Tensor
 
 from rl.envs.actions import DiscreteActions
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_envs
 from rl.envs.types import Envs
 
 Way = Literal["sync", "async", "native", "envpool", "tensor"]

@@ -12,7 +12,8 @@ from rl.compile import Execution, compiling_pays
 from rl.compilers import compiler_missing
 from rl.dist.launch import local_rank, local_world_size, on_first_machine, world_size
 from rl.envs.check import check_env
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_envs
 from rl.envs.tensor_envs import TensorEnvs
 from rl.envs.types import Envs
 from rl.errors import UserError, require
@@ -190,6 +191,10 @@ class Config(Generic[LearnerType]):
             raise UserError(f"--execution {self.execution}: whole episodes vary in length; leave the flag out")
         if self.network.normalize_reward and isinstance(self.learner, ActorCriticConfig):
             raise UserError("--normalize-reward: the actor-critic has --normalize-values instead; leave the flag out")
+        if self.env.terminate_on_life_loss and self.learner.whole_episodes:
+            raise UserError(
+                f"--terminate-on-life-loss: {self.learner_name()} learns from whole episodes; leave the flag out"
+            )
         if self.fp8:
             check_float8()
         self.check_devices()

@@ -15,7 +15,7 @@ import train_fabric_decoupled
 import train_torch
 from rl.cli import check_versions, command_line, mend_streams, note_repeated, parse, read_flags
 from rl.config import CONFIGS, Config, DecoupledConfig
-from rl.envs.make import EnvConfig
+from rl.envs.config import EnvConfig
 from rl.errors import UserError
 from rl.learners.actor_critic import ActorCriticConfig
 from rl.learners.ppo import PPOConfig

@@ -13,7 +13,8 @@ from rl import tree
 from rl.compile import Execution, _Specialized, compiled
 from rl.compilers import compiler_missing, keep_caches_private
 from rl.config import Config
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_envs
 from rl.errors import UserError
 from rl.learners.ppo import Estimates, PPOConfig
 from rl.models.agent import Agent, Network

@@ -11,7 +11,8 @@ import rl.optimization
 from rl.compile import Execution, Mode
 from rl.dist.ranks import Ranks
 from rl.envs.actions import BoxActions, DiscreteActions
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_envs
 from rl.envs.observations import vector
 from rl.envs.spaces import Spaces
 from rl.learners.ppo import PPOConfig, Rows

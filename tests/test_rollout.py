@@ -15,8 +15,9 @@ import train_torch
 from rl import tree
 from rl.cli import parse
 from rl.config import CONFIGS
+from rl.envs.config import EnvConfig
 from rl.envs.gym_envs import GymEnvs
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.make import make_envs
 from rl.envs.types import Envs
 from rl.learners.learner import Metrics
 from rl.models.agent import Agent, Network
@@ -152,7 +153,8 @@ def test_observations_of_images_are_kept_once_and_next_values_stay_the_same() ->
 PEAK = """
 import gymnasium, numpy, torch
 from rl import tree
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_envs
 from rl.models.agent import Agent, Network
 from rl.rollout import make_collector
 from tests.seeing import Seeing

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import train_torch
 from rl.cli import command_line
 from rl.config import CONFIGS, Config
-from rl.envs.make import EnvConfig
+from rl.envs.config import EnvConfig
 from rl.errors import UserError
 from rl.reporting import how_ended
 from rl.run.folder import folder_stem, run_of

@@ -8,7 +8,7 @@ import torch
 
 from rl.config import Config
 from rl.dist.ranks import Ranks
-from rl.envs.make import EnvConfig
+from rl.envs.config import EnvConfig
 from rl.envs.tensor_envs import TensorEnvs
 from rl.learners.ppo import PPOConfig, Rows
 from rl.returns import gae

@@ -45,6 +45,7 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
+    "ALE/": Family(partial(import_module, "ale_py"), "atari"),
     "MinAtar/": Family(_register_minatar, "minatar"),
     "MiniGrid-": Family(partial(import_module, "minigrid"), "minigrid"),
 }

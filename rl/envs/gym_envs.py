@@ -24,6 +24,7 @@ from rl.envs.actions import CompositeActions
 from rl.envs.failures import QUIET, AnyVectorEnv
 from rl.envs.guard import Guard, Position, resets_in_next_step
 from rl.envs.history import History
+from rl.envs.lives import Lives
 from rl.envs.masks import KEY, Mask, allows_one, checked
 from rl.envs.observations import Arrays, Obs, as_arrays, final_arrays
 from rl.envs.seeded import seed_of
@@ -71,6 +72,8 @@ class GymEnvs:
         self.resetting = np.zeros(self.num_envs, np.bool_)  # with NEXT_STEP: the next step resets
         self.num_ignored = 0
         self.mask: Mask = ()
+        self.clip_rewards = False  # in steps, but not in episodes' returns
+        self.lives: Lives | None = None  # if the loss of one is a termination in steps, but ends no episode
         self.position = Position(self.num_envs, seeded=seeded, where=where)
         self.running_return = np.zeros(self.num_envs)
         self.history = History(env_id, self.num_envs, max_replay_steps)
@@ -112,11 +115,12 @@ class GymEnvs:
         self.guard.check_numbers(obs, next_obs, reward)
         if isinstance(self.mask, Tensor) or KEY in result[4]:
             self.mask = self._mask(result[4], ended=ended)
+        lost_life = self.lives.lost(result[4]) if self.lives else False
         step = Step(
             obs=self._aligned(obs),
             next_obs=tree.map(self._tensor, next_obs),  # type: ignore[arg-type]
-            reward=self._tensor(reward),
-            terminated=self._tensor(terminated),
+            reward=self._tensor(np.sign(reward) if self.clip_rewards else reward),
+            terminated=self._tensor(terminated | lost_life),
             truncated=self._tensor(truncated),
             weight=self._tensor(acted.astype(np.float32)),
             episode_return=self._tensor((self.running_return * ended).astype(np.float32)),
@@ -193,6 +197,8 @@ class GymEnvs:
             "running_length": self.position.length,
             "resetting": self.resetting,
         }
+        if self.lives:
+            arrays["lives"] = self.lives.left
         state: dict[str, Any] = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
         if self.memory == "snapshot":
             state["snapshot"] = snapshot(self.envs)
@@ -212,6 +218,8 @@ class GymEnvs:
             self.running_return[:] = state["running_return"]
             position.length[:], self.resetting[:] = state["running_length"], state["resetting"]
             self.guard.call(lambda: restore(self.envs, state["snapshot"]))
+            if self.lives:
+                self.lives.left[:] = state["lives"]
             if isinstance(self.mask, Tensor):
                 self.mask = state["mask"].to(self.device)
             return None
@@ -241,6 +249,8 @@ class GymEnvs:
         if isinstance(self.mask, Tensor):
             masks = self.guard.call(lambda: self.envs.call("action_mask"))  # type: ignore[attr-defined]
             self.mask = self._tensor(np.stack(masks))
+        if self.lives:
+            self.lives.left[~forgotten] = state["lives"].numpy()[~forgotten]
         self.running_return[:] = state["running_return"].numpy() * ~forgotten
         self.position.length[:] = lengths
         self.history.restore(histories)
@@ -255,6 +265,8 @@ class GymEnvs:
         all_obs, info = self.guard.call(lambda: self.envs.reset(seed=seed))  # type: ignore[arg-type]
         obs = self.guard.call(lambda: as_arrays(self.keys, all_obs))
         self.mask = self._mask(info)
+        if self.lives:
+            self.lives.lost(info)
         position.length[:] = 0
         self.guard.check_numbers(obs, obs, np.zeros(self.num_envs, np.float32))
         self.history.clear()

@@ -3,23 +3,23 @@
 import contextlib
 import importlib
 import inspect
-import math
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import torch
 
 from rl.dist.launch import local_world_size, num_cores, rank
+from rl.envs.atari import AtariEpisodes
 from rl.envs.batch import make_batch, make_seeded
+from rl.envs.config import EnvConfig, make_single
 from rl.envs.failures import AnyVectorEnv, EpisodeError, from_outside, progress, watched
 from rl.envs.families import register_family
 from rl.envs.gym_envs import GymEnvs, Memory
-from rl.envs.options import check_options, kwargs_of, make_env
+from rl.envs.lives import Lives
+from rl.envs.options import kwargs_of
 from rl.envs.pool import Pool
 from rl.envs.seeded import SeededEpisodes, replayable
 from rl.envs.snapshot import snapshots_suffice
@@ -29,61 +29,6 @@ from rl.envs.types import Envs
 from rl.envs.vector_envs import VectorTensorEnvs, gives_tensors
 from rl.errors import EnvError, UserError, described, require
 from rl.reporting import note
-
-ENV_ID = re.compile(r"([A-Za-z_][\w.]*:)?([A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
-
-
-@dataclass(frozen=True)
-class EnvConfig:
-    """The environments."""
-
-    env_id: str = "CustomEnv-v0"
-    """Gymnasium's id of the environment; module:id imports the module that registers it first."""
-    num_envs: int = 16
-    """Number of environments of each rank."""
-    vectorization: Literal["auto", "sync", "async", "native", "envpool", "tensor"] = "auto"
-    """How a rank steps its environments: one after the other (sync), in worker processes (async), by a batched class
-    of their own (native), by EnvPool's version of them (envpool), or by their form in tensors (tensor); auto takes
-    tensor in long runs, else native or sync."""
-    env_kwargs: tuple[str, ...] = ()
-    """Arguments of the environment's constructor, such as continuous=true gravity=-9.8; values are YAML."""
-    env_wrapper: tuple[str, ...] = ()
-    """Wrappers of each environment, module:Class, from the innermost to the outermost."""
-    num_workers: int | None = None
-    """Worker processes of each rank with --vectorization async, or EnvPool's threads; by default as many as its share
-    of the cores. More are of use where environments wait for something else than a core."""
-    allow_import: bool = False
-    """Let --env-id and --env-wrapper import modules, and so run their code."""
-    env_timeout: float = 120.0
-    """Seconds to wait for an environment, before the run stops and names the one that hangs."""
-    max_replay_steps: int = 100_000
-    """Longest episode that --resume replays; a longer one is replaced by a new episode."""
-    squash: bool = False
-    """Map continuous actions into their bounds by tanh, instead of clipping them."""
-
-    def check(self) -> None:
-        """Raises `UserError` for an invalid value."""
-        module, least = self.env_id.partition(":")[0], "must be at least 1"
-        looks = "must look like CartPole-v1, namespace/Name-v0 or module:Name-v0"
-        imports = f"imports, and so runs, the module {module}; add --allow-import to permit it"
-        require(self.num_envs >= 1, "--num-envs", self.num_envs, least)
-        require(self.num_workers is None or self.num_workers >= 1, "--num-workers", self.num_workers, least)
-        require(ENV_ID.fullmatch(self.env_id) is not None, "--env-id", repr(self.env_id), looks)
-        require(self.allow_import or ":" not in self.env_id, "--env-id", self.env_id, imports)
-        check_options(self.env_kwargs, self.env_wrapper, allow_import=self.allow_import)
-        if self.env_wrapper and self.vectorization in ("native", "tensor", "envpool"):
-            right = "has no single environments for --env-wrapper to wrap; use sync or async"
-            raise UserError(f"--vectorization {self.vectorization}: {right}")
-        if self.env_kwargs and self.vectorization == "envpool":
-            raise UserError("--vectorization envpool: takes no --env-kwargs, which are Gymnasium's; use sync or async")
-        require(0 < self.env_timeout < math.inf, "--env-timeout", self.env_timeout, "must be a finite number above 0")
-        require(self.max_replay_steps >= 0, "--max-replay-steps", self.max_replay_steps, "must be at least 0")
-
-    def for_evaluation(self, num_envs: int) -> "EnvConfig":
-        """The same environments for whole episodes: in tensors if these are, else one after the other if possible."""
-        only_in_pool = self.vectorization == "envpool" and not _can_be_single(self)
-        keeps = self.vectorization == "tensor" or only_in_pool
-        return replace(self, num_envs=num_envs, vectorization=self.vectorization if keeps else "sync")
 
 
 @contextlib.contextmanager
@@ -131,6 +76,7 @@ def make_envs(config: EnvConfig, *, training: bool = False, film: Path | None = 
         if config.vectorization == "tensor":
             tensor_envs = _make_tensor_envs(config, env_id)
             tensor_envs.spaces = _spaces(config, tensor_envs)
+            tensor_envs.clip_rewards = config.clip_rewards
             return tensor_envs
         batch = _batched(config, env_id, film, training=training)
         try:
@@ -151,16 +97,26 @@ class _Batch(NamedTuple):
 
 def _as_tensors(config: EnvConfig, batch: _Batch, *, where: str) -> Envs:
     if batch.in_tensors:
-        return VectorTensorEnvs(batch.envs, config.env_id, timeout_seconds=config.env_timeout, where=where)
-    return GymEnvs(
-        batch.envs,
-        config.env_id,
-        seeded=batch.seeded,
-        memory=batch.memory,
-        timeout_seconds=config.env_timeout,
-        max_replay_steps=config.max_replay_steps,
-        where=where,
-    )
+        envs: Any = VectorTensorEnvs(batch.envs, config.env_id, timeout_seconds=config.env_timeout, where=where)
+        _refuse_lives(config)
+    else:
+        envs = GymEnvs(
+            batch.envs,
+            config.env_id,
+            seeded=batch.seeded,
+            memory=batch.memory,
+            timeout_seconds=config.env_timeout,
+            max_replay_steps=config.max_replay_steps,
+            where=where,
+        )
+        envs.lives = Lives.of(batch.envs, config.env_id) if config.terminate_on_life_loss else None
+    envs.clip_rewards = config.clip_rewards
+    return envs  # type: ignore[no-any-return]
+
+
+def _refuse_lives(config: EnvConfig) -> None:
+    if config.terminate_on_life_loss:
+        raise UserError("--terminate-on-life-loss: environments in tensors have no lives; leave the flag out")
 
 
 def _spaces(config: EnvConfig, envs: Envs) -> Spaces:
@@ -173,6 +129,10 @@ def _batched(config: EnvConfig, env_id: str, film: Path | None, *, training: boo
     if config.vectorization == "envpool":
         batch = _Batch(Pool(env_id, config.num_envs, _num_workers(config)))
         why = "EnvPool does not give the state of its environments"
+    elif config.is_atari():
+        kwargs = kwargs_of(config.env_kwargs)
+        games = AtariEpisodes(env_id, config.num_envs, kwargs, num_threads=_num_workers(config), film=film)
+        batch = _Batch(games, "episodes", seeded=True)
     elif _is_native(config, env_id):
         batch = _native(config, env_id, training=training)
         why = "its class does not give the state of its environments" if batch.in_tensors else why
@@ -214,20 +174,6 @@ def has_tensor_form(config: EnvConfig) -> bool:
 def has_gymnasium_form(config: EnvConfig) -> bool:
     """Whether Gymnasium knows the environment; its module must have been imported."""
     return config.env_id.rpartition(":")[2] in gym.registry
-
-
-def make_single(config: EnvConfig, **kwargs: Any) -> gym.Env[Any, Any]:
-    """A single environment of Gymnasium's, with its wrappers, given further arguments of `gymnasium.make`."""
-    return make_env(config.env_id, config.env_kwargs, config.env_wrapper, **kwargs)
-
-
-def _can_be_single(config: EnvConfig) -> bool:
-    """Whether Gymnasium has the environment, and whatever it needs is installed."""
-    try:
-        make_single(config).close()
-    except (gym.error.Error, ImportError):
-        return False
-    return True
 
 
 def probed(config: EnvConfig) -> tuple[Memory, bool]:
@@ -279,6 +225,7 @@ def _make_tensor_envs(config: EnvConfig, env_id: str) -> TensorEnvs:
             f"--env-id {env_id}: not written in tensors, as --vectorization tensor requires; available are"
             f" {', '.join(sorted(TENSOR_ENVS))}, and with module:Name whatever that module registers"
         )
+    _refuse_lives(config)
     make = TENSOR_ENVS[env_id]
     right = f"the tensor form of {env_id} takes {inspect.signature(make)}; use those, or --vectorization sync"
     require(_takes(make, config), "--env-kwargs", " ".join(config.env_kwargs), right)

@@ -93,6 +93,7 @@ class TensorEnvs:
         self.env = env
         self.spaces = Spaces.of(env_id, env.observation_space, env.action_space)
         self.num_envs = num_envs
+        self.clip_rewards = False  # in steps, but not in episodes' returns
         self.device = torch.device("cpu")
 
     def reset(self, seed: int, first_env: int = 0) -> Obs:
@@ -156,7 +157,7 @@ class TensorEnvs:
         step = Step(
             obs=self.observe(after),
             next_obs=as_tensors(self.spaces.obs, self.env.observation(state)),
-            reward=reward,
+            reward=reward.sign() if self.clip_rewards else reward,
             terminated=terminated,
             truncated=truncated,
             weight=torch.ones_like(reward),

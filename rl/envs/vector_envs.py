@@ -47,6 +47,7 @@ class VectorTensorEnvs:
         self.resets_in_next_step = resets_in_next_step(envs, env_id, default=False)
         self.device = torch.device("cpu")
         self.mask: Mask = ()
+        self.clip_rewards = False  # in steps, but not in episodes' returns
         self.told: set[str] = set()  # the notes that have been printed
         self.position = Position(self.num_envs, seeded=False, where=where)
         self.keys = self.spaces.obs
@@ -88,7 +89,7 @@ class VectorTensorEnvs:
         step = Step(
             obs=obs,
             next_obs=self._successors(obs, ended, result[4]),
-            reward=reward,
+            reward=reward.sign() if self.clip_rewards else reward,
             terminated=terminated,
             truncated=truncated,
             weight=acted.float(),

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from rl import tree
 from rl.config import Config
+from rl.envs.config import EnvConfig, make_single
 from rl.envs.gym_envs import GymEnvs
-from rl.envs.make import EnvConfig, make_envs, make_single, making
+from rl.envs.make import make_envs, making
 from rl.envs.masks import KEY, Mask, allows_one, checked
 from rl.envs.observations import as_arrays, part_of
 from rl.envs.types import Envs
@@ -118,7 +119,9 @@ def load_policy(path: str | Path, *, allow_import: bool = False) -> Callable[...
 
 def record_video(policy: Agent, config: EnvConfig, path: Path, *, seed: int, max_steps: int) -> float:
     """Films the first of the episodes that `evaluate` plays with this seed into `path`, an .mp4; returns its return."""
-    one = replace(config, num_envs=1, vectorization="sync")
+    one = config.for_evaluation(1)
+    if not config.is_atari():
+        one = replace(one, vectorization="sync")
     with closing(make_envs(one, film=path)) as envs:
         evaluation = evaluate(policy, envs.to(policy.critic.weight.device), seed=seed, max_steps=max_steps)
         cast(GymEnvs, envs).envs.call("stop_recording")  # type: ignore[attr-defined]
@@ -139,6 +142,9 @@ def check_video(config: EnvConfig) -> None:
         raise UserError("--capture-video: needs moviepy; install it with: pip install -e '.[video]'")
     try:
         with making(config):
+            if config.is_atari():  # whose frames show the game
+                make_envs(replace(config, num_envs=1)).close()
+                return
             if "rgb_array" not in make_single(config).metadata.get("render_modes", []):
                 raise UserError(f"--capture-video: {config.env_id} has no render_mode rgb_array")
             env = make_single(config, render_mode="rgb_array")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from rl.config import Config, flat
 from rl.dist.launch import world_size
-from rl.envs.make import EnvConfig
+from rl.envs.config import EnvConfig
 from rl.errors import CheckpointError, NothingToResumeError
 from rl.keep import Keep
 from rl.models.agent import Network

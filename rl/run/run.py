@@ -193,7 +193,7 @@ class Run:
     def record_rollout(self, rollout: Rollout, metrics: Metrics) -> None:
         """Records a rollout: its metrics, its steps, the episodes that ended in it, and whether all is finite."""
         self.record(metrics)
-        num_episodes = (rollout.terminated | rollout.truncated).sum()
+        num_episodes = (rollout.episode_length > 0).sum()  # the loss of a life may be a termination too
         sums = {"Rewards/rew_avg": rollout.episode_return.sum(), "Game/ep_len_avg": rollout.episode_length.sum()}
         self.averages.add(sums, count=num_episodes)
         self.averages.add({"Count/steps": self.control.sent[-1], "Count/episodes": num_episodes})

@@ -20,9 +20,10 @@ import psutil
 import pytest
 import torch
 
+from rl.envs.config import EnvConfig
 from rl.envs.custom import CustomVectorEnv
 from rl.envs.gym_envs import GymEnvs
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.make import make_envs
 from rl.envs.seeded import SeededEpisodes
 from rl.errors import EnvError, OneEnvError, StopError
 from rl.models.agent import Agent, Network

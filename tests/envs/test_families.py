@@ -11,7 +11,8 @@ import torch
 import train_torch
 from rl.cli import command_line
 from rl.config import CONFIGS
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_envs
 
 S = gym.spaces
 

@@ -11,8 +11,9 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rl.envs.actions import DiscreteActions
+from rl.envs.config import EnvConfig
 from rl.envs.gym_envs import GymEnvs
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.make import make_envs
 from rl.envs.types import Step
 from rl.errors import OneEnvError, UserError
 from tests.probes import Probe

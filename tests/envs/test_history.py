@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from rl.envs.config import EnvConfig
 from rl.envs.history import History
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.make import make_envs
 from rl.errors import UserError
 from rl.seeding import environment_seed
 from tests.probes import Obs, Probe

@@ -16,8 +16,9 @@ from rl import tree
 from rl.compile import Execution, Mode
 from rl.config import CONFIGS
 from rl.dist.ranks import Ranks
+from rl.envs.config import EnvConfig, make_single
 from rl.envs.gym_envs import GymEnvs
-from rl.envs.make import EnvConfig, make_envs, make_single
+from rl.envs.make import make_envs
 from rl.envs.masks import MaskInInfo, without_halves
 from rl.envs.seeded import SeededEpisodes
 from rl.envs.tensor_envs import TensorEnvs

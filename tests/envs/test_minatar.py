@@ -9,7 +9,8 @@ import pytest
 import torch
 from minatar import Environment
 
-from rl.envs.make import EnvConfig, make_envs, make_single
+from rl.envs.config import EnvConfig, make_single
+from rl.envs.make import make_envs
 from rl.envs.minatar import Breakout
 from rl.envs.seeded import SeededEpisodes, seed_of
 from rl.errors import UserError

@@ -10,8 +10,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import rl
 from rl import tree
+from rl.envs.config import EnvConfig
 from rl.envs.gym_envs import GymEnvs
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.make import make_envs
 from rl.envs.observations import ObsKey, keys_of
 from rl.envs.seeded import SeededEpisodes, seed_of
 from rl.envs.tensor_envs import TensorEnv, TensorEnvs

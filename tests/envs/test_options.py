@@ -13,7 +13,8 @@ import train_torch
 from rl.cli import command_line
 from rl.config import CONFIGS, Config
 from rl.envs.actions import DiscreteActions
-from rl.envs.make import EnvConfig, has_tensor_form, make_envs, make_single, probed
+from rl.envs.config import EnvConfig, make_single
+from rl.envs.make import has_tensor_form, make_envs, probed
 from rl.envs.options import kwargs_of
 from rl.envs.seeded import SeededEpisodes
 from tests.probes import Probe

@@ -13,7 +13,8 @@ import train_torch
 from rl.cli import command_line
 from rl.config import CONFIGS
 from rl.envs.actions import DiscreteActions
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_envs
 from rl.errors import UserError
 from rl.run.checkpoint import read_checkpoint
 from tests.envs.test_gym_envs import check_row, put_into_state

@@ -13,7 +13,8 @@ from gymnasium.envs.registration import EnvSpec
 
 import rl
 from rl.envs.actions import BoxActions, DiscreteActions
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_envs
 from rl.envs.observations import vector
 from rl.envs.spaces import Spaces
 from rl.envs.tensor_envs import TENSOR_ENVS

@@ -13,9 +13,10 @@ from torch import Tensor
 
 import rl
 from rl.envs.classic import CartPole, Pendulum
+from rl.envs.config import EnvConfig, make_single
 from rl.envs.custom import CustomTensorEnv
 from rl.envs.families import register_family
-from rl.envs.make import EnvConfig, has_tensor_form, make_envs, make_single
+from rl.envs.make import has_tensor_form, make_envs
 from rl.envs.tensor_envs import TENSOR_ENVS, TensorEnvs
 from rl.envs.types import Step
 from rl.errors import UserError

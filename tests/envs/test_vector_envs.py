@@ -15,8 +15,9 @@ import train_torch
 from rl import tree
 from rl.cli import command_line
 from rl.config import CONFIGS
+from rl.envs.config import EnvConfig
 from rl.envs.gym_envs import GymEnvs
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.make import make_envs
 from rl.envs.tensor_envs import TensorEnvs
 from rl.envs.types import Step
 from rl.envs.vector_envs import VectorTensorEnvs

@@ -17,7 +17,8 @@ import psutil
 import pytest
 import torch
 
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_envs
 from rl.envs.options import _warn
 from rl.envs.seeded import SeededEpisodes
 from rl.envs.workers import Workers

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rl import tree
 from rl.envs.actions import BoxActions, DiscreteActions
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_envs
 from rl.envs.observations import vector
 from rl.envs.spaces import Spaces
 from rl.learners.ppo import PPO, PPOConfig, Rows, clipped_surrogate, squared_error

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from rl import tree
 from rl.config import CONFIGS
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_envs
 from rl.learners.reinforce import Reinforce, ReinforceConfig, Rows, collect_episodes
 from rl.models.agent import Agent, Network
 from rl.models.distributions import Categorical, Distribution

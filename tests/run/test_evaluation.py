@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from rl.config import CONFIGS
-from rl.envs.make import EnvConfig, make_envs
+from rl.envs.config import EnvConfig
+from rl.envs.make import make_envs
 from rl.models.agent import Agent, Network
 from rl.run.evaluation import Evaluation, act, evaluate, evaluate_run, record_video
 from rl.seeding import environment_seed, evaluation_seed

@@ -72,6 +72,7 @@ VARIANTS = {
     "one after the other": f"{STEPS} --env-id CartPole-v1 --vectorization sync",
     "processes": f"{STEPS} --env-id Acrobot-v1 --vectorization async",
     "images": f"{STEPS} --env-id Frames-v0 --shared-encoder --update-epochs 2 --num-minibatches 2",
+    "Atari": f"{STEPS} --env-id ALE/Breakout-v5 --update-epochs 1 --max-eval-steps 20",
     "a Dict, normalized": f"{STEPS} --env-id Everything-v0 --normalize-obs --update-epochs 2 --recompute-advantages",
     "a replay buffer of a Dict": f"actor-critic {STEPS} --env-id Everything-v0 --total-episodes 9999",
     "Box2D": f"{STEPS} --env-id LunarLander-v3",
@@ -96,6 +97,8 @@ VARIANTS = {
 def test_a_resumed_run_ends_with_the_same_bits_and_the_same_log(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if variant.startswith("MuJoCo"):
         pytest.importorskip("mujoco", reason="MuJoCo is not installed")
+    if variant == "Atari":
+        pytest.importorskip("ale_py", reason="ale-py is not installed")
     folder = whole_run(monkeypatch, *VARIANTS[variant].split())
     expected, expected_log = final_state(folder), log_of(folder)
     for update in (1, NUM_UPDATES // 2):
