@@ -1,5 +1,6 @@
 """Environments of other packages: their ids register themselves, and what they return is understood."""
 
+import sys
 from contextlib import closing
 from typing import Any
 
@@ -12,7 +13,9 @@ import train_torch
 from rl.cli import command_line
 from rl.config import CONFIGS
 from rl.envs.config import EnvConfig
+from rl.envs.families import FAMILIES
 from rl.envs.make import make_envs
+from rl.errors import UserError
 
 S = gym.spaces
 
@@ -64,3 +67,14 @@ def test_minigrid_is_seen_without_its_text(capsys: pytest.CaptureFixture[str]) -
     }
     assert step.obs["direction"].tolist() == [0, 1]
     assert "mission" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("env_id", ["ALE/Pong-v5", "MinAtar/Breakout-v1", "MiniGrid-Empty-8x8-v0"])
+def test_a_package_that_is_missing_is_named_with_what_installs_it(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = next(start for start in FAMILIES if env_id.startswith(start))
+    monkeypatch.setattr(gym.envs.registration, "registry", {})
+    monkeypatch.setattr(gym, "registry", {})
+    for name in {name for name in sys.modules if name.partition(".")[0] in ("ale_py", "minatar", "minigrid")}:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=rf"^--env-id {env_id}: .*; pip install 'rl\[{FAMILIES[start].extra}\]'$"):
+        make_envs(EnvConfig(env_id))
