@@ -31,7 +31,7 @@ EXCHANGE_TAGS = {
     [
         "",
         "--share-data --env-id CartPole-v1",
-        "--allow-import --env-id tests.seeing:Everything-v0 --normalize-obs",
+        "--allow-import --env-id tests.seeing:Everything-v0 --normalize-obs --total-timesteps 768",
         "--allow-import --env-id tests.seeing:Frames-v0 --total-timesteps 384 --update-epochs 2",
         "--env-id Pendulum-v1 --target-kl 0.001 --normalize-obs --normalize-reward --squash"
         " --schedule adaptive --desired-kl 0.001",
