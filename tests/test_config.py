@@ -20,7 +20,8 @@ from tests import probes
 # fmt: off
 FLAGS = [
     "activation_function", "actor_keys", "adam_eps", "allow_import", "capture_video", "checkpoint_every", "clip_coef",
-    "clip_vloss", "config", "critic_keys", "cuda", "desired_kl", "encoder", "ent_coef", "env_id", "env_kwargs",
+    "clip_rewards", "clip_vloss",
+    "config", "critic_keys", "cuda", "desired_kl", "encoder", "ent_coef", "env_id", "env_kwargs",
     "env_timeout", "env_wrapper",
     "eval_episodes", "execution",
     "exp_name", "fp8", "gae_lambda", "gamma", "hidden_sizes", "keep_best", "keep_checkpoints",
@@ -29,7 +30,8 @@ FLAGS = [
     "num_workers",
     "ortho_init", "per_rank_batch_size", "precision", "rank_timeout", "recompute_advantages",
     "report_episodes", "resume",
-    "schedule", "seed", "share_data", "shared_encoder", "squash", "target_kl", "torch_deterministic",
+    "schedule", "seed", "share_data", "shared_encoder", "squash", "target_kl", "terminate_on_life_loss",
+    "torch_deterministic",
     "total_episodes", "total_timesteps", "update_epochs", "vectorization", "vf_coef",
 ]
 # fmt: on
@@ -140,7 +142,8 @@ BAD_INPUT = [
     ("--env-id CartPole-v99", "--env-id CartPole-v99: Environment version `v99` for environment `CartPole` doesn't"),
     ("--env-id TextObs-v0", "--env-id TextObs-v0: its observation space has Text.*supported are Box"),
     ("--env-id TextAction-v0", "--env-id TextAction-v0: its action space is Text.*supported are Discrete"),
-    ("--env-id ALE/Pong-v5", "--env-id ALE/Pong-v5: Namespace ALE not found"),
+    ("--env-id Atari/Pong-v5", "--env-id Atari/Pong-v5: Namespace Atari not found"),
+    ("reinforce --terminate-on-life-loss", "--terminate-on-life-loss: reinforce learns from whole episodes; leave the"),
     ("--env-id Ant-v3", "--env-id Ant-v3: .*have been moved to the gymnasium-robotics project"),
     ("--env-id Blackjack-v1 --vectorization tensor", "Blackjack-v1: not written in tensors, .*; available are Acrobot"),
     ("--env-timeout 0", "--env-timeout 0.0: must be a finite number above 0"),

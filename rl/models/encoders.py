@@ -93,7 +93,9 @@ def _as_floats(key: ObsKey, part: Tensor, rows: torch.Size) -> Tensor:
         counts = (torch.arange(number, device=part.device) for number in key.num_values)
         return torch.cat([column.unsqueeze(-1) == count for column, count in zip(columns, counts, strict=True)], dim=-1)
     if key.dtype == "uint8":
-        part = part.float() / key.largest if key.largest != 1 else part.float()
+        part = part.float()
+        if key.largest != 1:
+            part.div_(key.largest)  # in place: frames are large, and these floats are nobody else's
     if key.is_image:
         part = part.unsqueeze(-3) if len(key.shape) == 2 else part if key.channels_first else part.movedim(-1, -3)
     return part

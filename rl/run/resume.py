@@ -24,7 +24,8 @@ ConfigType = TypeVar("ConfigType", bound=Config[Any])
 
 # Changing one of these would make it another run.
 FIXED = [
-    *("env_id", "env_kwargs", "env_wrapper", "squash", "seed", "num_steps", "buffer_size", "share_data", "overlap"),
+    *("env_id", "env_kwargs", "env_wrapper", "squash", "clip_rewards", "terminate_on_life_loss"),
+    *("seed", "num_steps", "buffer_size", "share_data", "overlap"),
     *(field.name for field in fields(Network) if field.name not in ("ortho_init", "log_std_init")),
 ]
 LENGTH = ("total_timesteps", "total_episodes")  # of a run
