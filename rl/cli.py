@@ -1,11 +1,12 @@
 """The command line: reads the flags, checks them, and settles what holds for the whole process."""
 
+import contextlib
 import io
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -175,33 +176,41 @@ def parse(arguments: list[str], choices: Mapping[str, ConfigType]) -> ConfigType
     # `Config` leaves the learner's type, and so its flags, open.
     made: Any = Config[type(default.learner)] if type(default) is Config else type(default)  # type: ignore[misc]
     flags, _ = in_new_spelling(arguments[is_named:], default.network.hidden_sizes)
-    columns = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(max(40, shutil.get_terminal_size().columns))  # tyro is very slow in a narrow terminal
     try:
-        config = tyro.cli(
-            made,
-            prog=" ".join([Path(sys.argv[0]).name, *arguments[:is_named]]),
-            description=described(default, choices),
-            args=flags,
-            default=default,
-            config=(tyro.conf.OmitArgPrefixes,),
-            console_outputs=rank() == 0,
-            registry=OPTIONAL,
-        )
-    except BrokenPipeError:  # a reader of the help, such as `head`, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        with tyros_terminal():
+            config = tyro.cli(
+                made,
+                prog=" ".join([Path(sys.argv[0]).name, *arguments[:is_named]]),
+                description=described(default, choices),
+                args=flags,
+                default=default,
+                config=(tyro.conf.OmitArgPrefixes,),
+                console_outputs=rank() == 0,
+                registry=OPTIONAL,
+            )
     except SystemExit as exit_:
         if exit_.code == USAGE_ERROR:
             note_misplaced(flags, name)
             let_rank_0_speak()
             note_end(USAGE_ERROR, "a flag is unknown, or its value is; the program has said which")
         raise
+    return cast(ConfigType, replace(config, log_dir=os.path.expanduser(config.log_dir)))
+
+
+@contextlib.contextmanager
+def tyros_terminal() -> Iterator[None]:
+    """Spares tyro narrow terminals, in which it is very slow, and readers of its help, such as `head`, that leave."""
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(max(40, shutil.get_terminal_size().columns))
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     finally:
         del os.environ["COLUMNS"]
         if columns is not None:
             os.environ["COLUMNS"] = columns
-    return cast(ConfigType, replace(config, log_dir=os.path.expanduser(config.log_dir)))
 
 
 def described(config: Config[Any], choices: Mapping[str, Config[Any]]) -> str:

@@ -33,7 +33,7 @@ LAYERS = (
     ("rl.arguments",),
     ("rl.recipes",),
     ("rl.cli",),
-    ("rl", *PROGRAMS),
+    ("rl", "rl.commands", "rl.__main__", *PROGRAMS),
 )
 
 

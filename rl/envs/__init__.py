@@ -1,1 +1,12 @@
-"""Environments: Gymnasium's, stepped in tensors, and environments that are written in tensors."""
+"""Environments: Gymnasium's, stepped in tensors, and environments that are written in tensors, registered here."""
+
+from rl.envs import classic, minatar
+from rl.envs.custom import CustomTensorEnv
+from rl.envs.tensor_envs import register_tensor_env
+
+register_tensor_env("CustomEnv-v0", CustomTensorEnv)
+register_tensor_env("CartPole-v1", classic.CartPole)
+register_tensor_env("Pendulum-v1", classic.Pendulum)
+register_tensor_env("MountainCar-v0", classic.MountainCar)
+register_tensor_env("Acrobot-v1", classic.Acrobot)
+register_tensor_env("MinAtar/Breakout-v1", minatar.Breakout)

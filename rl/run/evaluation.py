@@ -25,7 +25,7 @@ from rl.envs.types import Envs
 from rl.errors import EnvError, UserError
 from rl.models.agent import Agent
 from rl.run.checkpoint import agent_of, read_checkpoint
-from rl.seeding import evaluation_seed
+from rl.seeding import ACTION, Noise, evaluation_seed
 
 
 class Evaluation(NamedTuple):
@@ -33,6 +33,7 @@ class Evaluation(NamedTuple):
 
     total_return: Tensor  # [N] float64
     unfinished: Tensor  # [N] bool, cut at `max_steps`
+    length: Tensor  # [N] int64
     given_up: bool = False  # there was no time, so the returns say nothing about the policy
 
     def metrics(self) -> dict[str, float]:
@@ -42,23 +43,38 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(policy: Agent, envs: Envs, *, seed: int, max_steps: int, max_seconds: float = math.inf) -> Evaluation:
-    """Plays a greedy episode of at most `max_steps` steps in each environment; gives up after `max_seconds`."""
+def evaluate(
+    policy: Agent,
+    envs: Envs,
+    *,
+    seed: int,
+    max_steps: int,
+    max_seconds: float = math.inf,
+    first_env: int = 0,
+    sampled: bool = False,
+) -> Evaluation:
+    """Plays an episode of at most `max_steps` steps in each environment; gives up after `max_seconds`.
+
+    Actions are the most likely ones, or `sampled`. Environment i plays episode `first_env` + i of those with this seed.
+    """
     gives_up_at = time.monotonic() + max_seconds
-    obs = envs.reset(seed)
+    obs = envs.reset(seed, first_env)
+    noise = Noise(seed, ACTION, first_env, envs.num_envs, envs.spaces.actions.noise_size, envs.device)
     total_return = torch.zeros(envs.num_envs, dtype=torch.float64, device=envs.device)
+    length = torch.zeros(envs.num_envs, dtype=torch.int64, device=envs.device)
     running = torch.ones(envs.num_envs, dtype=torch.bool, device=envs.device)
-    for _ in range(max_steps):
+    for t in range(max_steps):
         distribution, _ = policy(obs, envs.mask)
-        step = envs.step(distribution.mode())
+        step = envs.step(distribution.sample(noise.at(torch.tensor(t), 1)[0]) if sampled else distribution.mode())
         total_return += running * step.reward
+        length += running
         running &= ~(step.terminated | step.truncated)
         obs = step.obs
         if not running.any():
             break
         if time.monotonic() > gives_up_at:
-            return Evaluation(total_return, running, given_up=True)
-    return Evaluation(total_return, running)
+            return Evaluation(total_return, running, length, given_up=True)
+    return Evaluation(total_return, running, length)
 
 
 def evaluate_run(config: Config[Any], policy: Agent, max_seconds: float = math.inf) -> Evaluation:
@@ -74,10 +90,11 @@ def evaluate_run(config: Config[Any], policy: Agent, max_seconds: float = math.i
 
 
 @torch.no_grad()
-def act(policy: Agent, obs: Any, mask: Any = None) -> Any:
+def act(policy: Agent, obs: Any, mask: Any = None, noise: Tensor | None = None) -> Any:
     """The most likely action for an observation, or those for a batch of N, as the environment takes them.
 
-    With a mask, as an environment gives it in `info["action_mask"]`, it is the most likely legal one.
+    With a mask, as an environment gives it in `info["action_mask"]`, it is the most likely legal one. With uniform
+    noise [..., noise_size] it is sampled instead.
 
     Raises:
         ValueError: The observation has another shape, or lacks a key; or the mask has, or allows nothing.
@@ -100,7 +117,8 @@ def act(policy: Agent, obs: Any, mask: Any = None) -> Any:
         legal = torch.from_numpy(rows).to(device)
     tensors = tree.map(lambda array: torch.from_numpy(array).to(device), as_arrays(keys, obs))
     distribution, _ = policy(tensors, legal)
-    return actions.to_env(distribution.mode().cpu().numpy())
+    action = distribution.mode() if noise is None else distribution.sample(noise)
+    return actions.to_env(action.cpu().numpy())
 
 
 def load_policy(path: str | Path, *, allow_import: bool = False) -> Callable[..., Any]:

@@ -379,7 +379,7 @@ def test_the_newest_checkpoints_stay_and_the_best(monkeypatch: pytest.MonkeyPatc
 
     def evaluate_run(*args: object) -> rl.run.keeper.Evaluation:
         played.append(next(returns, 1.0))
-        return rl.run.keeper.Evaluation(torch.tensor([played[-1]]), torch.tensor([False]))
+        return rl.run.keeper.Evaluation(torch.tensor([played[-1]]), torch.tensor([False]), torch.tensor([1]))
 
     monkeypatch.setattr(rl.run.keeper, "evaluate_run", evaluate_run)
     train(monkeypatch, *FLAGS, *STEPS.split(), "--checkpoint-every", "1", "--keep-checkpoints", "2", "--keep-best")

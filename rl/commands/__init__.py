@@ -1,0 +1,42 @@
+"""Commands on what runs have left: each is a module of this package, imported when it is asked for."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "play": "watch a trained policy in a window, or film it",
+    "evaluate": "mean return of a trained policy, with its confidence interval",
+    "export": "write a policy for other programs: .onnx, .pt2 or .safetensors",
+    "resume": "go on with a run that was stopped, or for longer",
+    "runs": "list the runs in a folder",
+    "plot": "draw learning curves",
+    "envs": "list the environments that can be trained here",
+}
+HELP = "\n".join(
+    (
+        "usage: rl COMMAND …, or python -m rl COMMAND …",
+        "",
+        *(f"  {name:<10}{does}" for name, does in COMMANDS.items()),
+        "",
+        "RUN is a run's folder, a checkpoint in it, or --last: the run that changed last below --log-dir.",
+        "rl COMMAND --help has the flags of a command. Training itself: python train_fabric.py --help",
+    )
+)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the command that the words, those of the command line by default, begin with."""
+    name, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
+    if name in ("-h", "--help"):
+        print(HELP)
+        return
+    if name not in COMMANDS:
+        print(f"error: {name!a}: is no command; must be one of {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    from rl.cli import mend_streams
+    from rl.reporting import reported
+
+    mend_streams()
+    with reported():
+        importlib.import_module(f"rl.commands.{name}").command(rest)

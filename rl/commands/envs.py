@@ -1,0 +1,110 @@
+"""`rl envs`: which environments can be trained here, in which forms, and what is missing for the others."""
+
+import importlib.util
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import gymnasium as gym
+import tyro
+
+from rl.commands.of_run import read
+from rl.commands.text import table
+from rl.envs.tensor_envs import TENSOR_ENVS
+from rl.errors import UserError
+from rl.recipes import recipe_for
+
+NEEDS = {  # of Gymnasium's families: a package, and the extra that installs it
+    "box2d": ("Box2D", "box2d"),
+    "mujoco": ("mujoco", "mujoco"),
+    "phys2d": ("jax", "jax"),
+    "tabular": ("jax", "jax"),
+}
+
+
+@dataclass(frozen=True)
+class Envs:
+    """Lists the environments that this Python knows, in their newest versions.
+
+    An environment of your own is trained by its id, as module:id.
+    """
+
+    name: tyro.conf.Positional[str] = ""
+    """Only those whose id or family contains this."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """An environment, and what can be done with it."""
+
+    env_id: str
+    family: str
+    single: bool  # --vectorization sync, async
+    batched: bool  # --vectorization native
+    tensor: bool  # --vectorization tensor
+    recipe: str | None
+    missing: str | None  # the command that installs what it needs
+
+
+def command(words: Sequence[str]) -> None:
+    """Prints a table of the environments of each family."""
+    flags = read(Envs, "envs", words)
+    found = [known for known in all_known() if flags.name.lower() in f"{known.family} {known.env_id}".lower()]
+    if not found:
+        raise UserError(f"{flags.name}: is in no id that is registered; an id of your module is given as module:id")
+    if flags.json:
+        print(json.dumps([asdict(known) for known in found]))
+        return
+    lines = iter(table(("environment", "forms", "recipe"), [cells(known) for known in found]))
+    print(next(lines))
+    family = None
+    for known, line in zip(found, lines, strict=True):
+        if known.family != family:
+            family = known.family
+            print(f"\n{family}{f' (missing: {known.missing})' if known.missing else ''}")
+        print(line)
+
+
+def all_known() -> Iterator[Known]:
+    """Every environment, by family and id."""
+    newest: dict[tuple[str | None, str], gym.envs.registration.EnvSpec] = {}
+    for spec in gym.registry.values():
+        other = newest.get((spec.namespace, spec.name))
+        # Old versions that raise an error have a function in place of a module's name.
+        is_real = isinstance(spec.entry_point or spec.vector_entry_point, str)
+        if is_real and (other is None or (other.version or 0) < (spec.version or 0)):
+            newest[spec.namespace, spec.name] = spec
+    specs = {spec.id: spec for spec in newest.values()}
+    known = [known_of(env_id, specs.get(env_id)) for env_id in {*specs, *TENSOR_ENVS}]
+    return iter(sorted(known, key=lambda known: (known.family, known.env_id)))
+
+
+def known_of(env_id: str, spec: gym.envs.registration.EnvSpec | None) -> Known:
+    """What can be done with an environment, which has no spec if it exists in tensors only."""
+    family = family_of(spec) if spec else "tensor"
+    package, extra = NEEDS.get(family, ("", ""))
+    is_there = not package or importlib.util.find_spec(package) is not None
+    recipe = recipe_for(env_id)
+    return Known(
+        env_id,
+        family,
+        single=bool(spec and spec.entry_point),
+        batched=bool(spec and spec.vector_entry_point),
+        tensor=env_id in TENSOR_ENVS,
+        recipe=recipe.name if recipe else None,
+        missing=None if is_there else f"pip install 'gymnasium[{extra}]'",
+    )
+
+
+def family_of(spec: gym.envs.registration.EnvSpec) -> str:
+    """The namespace, or else the package that has the environment; of Gymnasium's own, the part of it."""
+    parts = str(spec.entry_point or spec.vector_entry_point).partition(":")[0].split(".")
+    return spec.namespace or (parts[2] if parts[:2] == ["gymnasium", "envs"] else parts[0])
+
+
+def cells(known: Known) -> list[str]:
+    """A row of the table."""
+    forms = [form for form in ("single", "batched", "tensor") if getattr(known, form)]
+    return [f"  {known.env_id}", ", ".join(forms), known.recipe or ""]

@@ -1,0 +1,158 @@
+"""Finds runs and the policies that they have trained; what all commands on a run take from the command line."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import tyro
+
+from rl.arguments import value_of
+from rl.cli import OPTIONAL, tyros_terminal
+from rl.envs.make import EnvConfig
+from rl.errors import NothingToResumeError
+from rl.models.agent import Agent
+from rl.models.encoders import check_encoder
+from rl.run.checkpoint import Content, agent_of, check_types, read_checkpoint, refused
+from rl.run.folder import CONFIG, kept_checkpoints, run_of
+
+Flags = TypeVar("Flags")
+CONF = (tyro.conf.FlagCreatePairsOff,)
+RIGHT = "must be a run's folder, a checkpoint, or --last"
+
+
+@dataclass(frozen=True)
+class OfRun:
+    """The flags of every command that loads a policy."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder, or a checkpoint in it; or --last, the run that changed last below --log-dir."""
+    log_dir: Path = field(default=Path("logs"), kw_only=True)
+    """Folder that holds the folders of all runs."""
+    allow_import: bool = field(default=False, kw_only=True)
+    """Let the run's environment, wrappers and encoder import modules, and so run their code."""
+
+
+class Trained(NamedTuple):
+    """A policy, and what is needed to play it."""
+
+    file: Path
+    content: Content
+    agent: Agent
+    env: EnvConfig
+    seed: int
+    max_steps: int  # of an episode
+
+
+def read(kind: type[Flags], name: str, words: Sequence[str]) -> Flags:
+    """A command's flags; --last stands for the run that changed last.
+
+    Raises:
+        NothingToResumeError: There is no such run.
+        SystemExit: A flag is unknown or its value has the wrong type.
+    """
+    with tyros_terminal():
+        return tyro.cli(kind, prog=f"rl {name}", args=with_last(words), config=CONF, registry=OPTIONAL)
+
+
+def read_known(kind: type[Flags], name: str, words: Sequence[str]) -> tuple[Flags, list[str]]:
+    """As `read`, and the words that are another program's flags."""
+    with tyros_terminal():
+        return tyro.cli(
+            kind, prog=f"rl {name}", args=with_last(words), config=CONF, registry=OPTIONAL, return_unknown_args=True
+        )
+
+
+def with_last(words: Sequence[str]) -> list[str]:
+    """The words, with the path that --last stands for as the first of them."""
+    given = list(words)
+    if "--last" in given:
+        given.remove("--last")
+        given.insert(0, str(last_run(Path(value_of("--log-dir", given) or "logs"))))
+    return given
+
+
+def trained(flags: OfRun) -> Trained:
+    """The policy that the flags name: of a run's folder, the one of its last checkpoint.
+
+    Raises:
+        NothingToResumeError: There is none.
+        CheckpointError: It is damaged.
+        UserError: It needs a module that nothing permits to import.
+    """
+    file = checkpoint_of(flags.run)
+    content = read_checkpoint(file)
+    config = content["config"]
+    with refused(f"{file}: its flags are not of this version of the program"):
+        env = EnvConfig(**config["env"])
+        check_types(env)
+        seed, max_steps = int(config["seed"]), int(config["max_eval_steps"])
+        encoder = str(config["network"].get("encoder", "auto"))
+    env = replace(env, allow_import=flags.allow_import)
+    env.check()
+    check_encoder(encoder, allow_import=flags.allow_import)
+    if flags.allow_import and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    agent = agent_of(content, allow_import=flags.allow_import)
+    return Trained(file, content, agent, env, seed, max_steps)
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The checkpoint that a path is, or the newest one of the run whose folder it is.
+
+    Raises:
+        NothingToResumeError: There is none.
+    """
+    path = path.expanduser()
+    try:
+        if path.is_file():
+            return path
+        files, what = kept_checkpoints(path), "has no checkpoint" if path.is_dir() else "does not exist"
+    except OSError as error:  # the name is too long
+        files, what = [], f"cannot be opened ({error.strerror})"
+    if not files:
+        raise NothingToResumeError(f"{str(path)[:200]}: {what}; {RIGHT}")
+    return files[0]
+
+
+def folder_of(path: Path) -> Path:
+    """The run's folder that a path is, or that a checkpoint is in.
+
+    Raises:
+        NothingToResumeError: It is in none.
+    """
+    path = path.expanduser()
+    folder = run_of(path if path.is_file() else path / CONFIG)
+    if folder is None:
+        what = "is in no run's folder" if path.exists() else "does not exist"
+        raise NothingToResumeError(f"{str(path)[:200]}: {what}; {RIGHT}")
+    return folder
+
+
+def runs_in(folder: Path) -> Iterator[Path]:
+    """The folders of all runs in a folder, at any depth."""
+    return (path.parent for path in sorted(folder.rglob(CONFIG)) if run_of(path) is not None)
+
+
+def changed_at(folder: Path) -> float:
+    """When a run last wrote a file, in seconds since 1970."""
+    return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
+
+
+def last_run(log_dir: Path) -> Path:
+    """The run that changed last.
+
+    Raises:
+        NothingToResumeError: There is none.
+    """
+    runs = list(runs_in(log_dir.expanduser()))
+    if not runs:
+        raise NothingToResumeError(f"--last: there is no run in {log_dir}; name another folder with --log-dir")
+    return max(runs, key=changed_at)
+
+
+def described(trained: Trained) -> str:
+    """Environment and checkpoint in a line."""
+    return f"{trained.env.env_id}, {trained.file} after {trained.content['run']['step']:,} steps"

@@ -1,0 +1,109 @@
+"""`rl runs`: what runs there are, how far they have come, and how they ended."""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+
+from rl.commands.of_run import changed_at, read, runs_in
+from rl.commands.text import duration, number, table
+from rl.errors import CheckpointError, NothingToResumeError
+from rl.recipes import learner_with
+from rl.reporting import COMPLETE, how_ended
+from rl.run.checkpoint import read_checkpoint
+from rl.run.curves import read_curve
+from rl.run.folder import BEST, CONFIG
+
+NUMBERS = ("seed", "steps", "return", "best", "changed")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Lists the runs in a folder, the ones that changed last first."""
+
+    folder: tyro.conf.Positional[Path] = Path("logs")
+    """Folder that holds the folders of runs, at any depth."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a run; None for what it has not logged."""
+
+    task: str
+    program: str
+    learner: str
+    seed: int
+    steps: int
+    last_return: float | None  # of the last hundred training episodes
+    best: float | None  # greedy return of best.ckpt
+    ended: str
+    changed_at: float  # seconds since 1970
+    path: str
+
+
+def command(words: Sequence[str]) -> None:
+    """Prints a table of the runs.
+
+    Raises:
+        NothingToResumeError: There is none.
+    """
+    flags = read(Runs, "runs", words)
+    rows = sorted(map(row_of, runs_in(flags.folder.expanduser())), key=lambda row: row.changed_at, reverse=True)
+    if not rows:
+        raise NothingToResumeError(f"{flags.folder}: has no run; must be a folder in which runs are, such as logs")
+    if flags.json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    header = ("task", "program", "learner", "seed", "steps", "return", "best", "ended", "changed", "run")
+    print("\n".join(table(header, [cells(row) for row in rows], NUMBERS)))
+
+
+def row_of(folder: Path) -> Row:
+    """What a run's folder says."""
+    config = json.loads((folder / CONFIG).read_text())
+    curve = read_curve(folder)
+    return Row(
+        task=config["env"]["env_id"],
+        program=folder.parent.name.removesuffix("_logs"),
+        learner=learner_with(config["learner"].keys(), str(folder)),
+        seed=config["seed"],
+        steps=int(curve.steps[-1]) if len(curve.steps) else 0,
+        last_return=float(curve.values[-1]) if len(curve.values) else None,
+        best=best_return(folder),
+        ended=ended(folder),
+        changed_at=changed_at(folder),
+        path=os.path.relpath(folder),
+    )
+
+
+def best_return(folder: Path) -> float | None:
+    """The greedy return of a run's best checkpoint, if it has one."""
+    with contextlib.suppress(CheckpointError, OSError):
+        best = read_checkpoint(folder / BEST)["run"]["best_return"]
+        return best if math.isfinite(best) else None
+    return None
+
+
+def ended(folder: Path) -> str:
+    """How a run ended, in a few words."""
+    if end := how_ended(folder):
+        return "complete" if end == COMPLETE else f"{end[1][:40]} ({end[0]})"
+    with contextlib.suppress(OSError, ValueError):
+        os.kill(int((folder / ".lock").read_text()), 0)  # raises unless there is such a process
+        return "running"
+    return "killed"
+
+
+def cells(row: Row) -> list[str]:
+    """A row of the table."""
+    returns = number(row.last_return), number(row.best)
+    age = f"{duration(time.time() - row.changed_at)} ago"
+    return [row.task, row.program, row.learner, str(row.seed), f"{row.steps:,}", *returns, row.ended, age, row.path]
