@@ -17,18 +17,18 @@ from typing import Any, Literal
 
 import numpy as np
 import tyro
-from learning import MAX_POINTS, PEERS, RESULTS, TASKS
+from learning import PEERS, RESULTS, TASKS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
-from numpy.typing import NDArray
 from PIL import Image
+
+from rl.commands.plot import Axis, draw_curve, tidy
+from rl.commands.text import number
+from rl.run.curves import Curve
 
 Record = dict[str, Any]  # the content of a run's file
 Runs = dict[str, list[Record]]  # of each task
-Vector = NDArray[np.float64]
-Axis = Literal["steps", "seconds"]
 AXES: tuple[Axis, ...] = ("steps", "seconds")
 MISSING = "–"
 NAMES = {"sb3": "stable-baselines3, tuned"}
@@ -103,12 +103,6 @@ def ratio(ours: Sequence[Record], peers: Sequence[Record]) -> str:
     return f"{mean(run['cpu_seconds'] for run in peers) / mean(run['cpu_seconds'] for run in ours):.1f}"
 
 
-def number(value: float, like: float | None = None) -> str:
-    """A return in about four digits, or with as many decimals as the return `like`."""
-    size = abs(value if like is None else like)
-    return f"{value:,.{0 if size >= 1000 else 1 if size >= 10 else 2}f}"
-
-
 def origins(records: Sequence[Record]) -> list[str]:
     """The machines, versions and revisions that runs come from, one line for each different value."""
     machines = (f"{r['cpu']}, {r['cores']} cores, up to {r['jobs']} runs at once, {versions(r)}" for r in records)
@@ -132,13 +126,7 @@ def draw(ours: Runs, peers: Runs, peer: str, axis: Axis, path: Path) -> None:
         axes.set_title(task, fontsize="medium")
         draw_runs(axes, ours[task], axis, color=OURS, linestyle="-")
         draw_runs(axes, peers[task], axis, color=PEER, linestyle="--")
-        axes.set_xlim(left=0)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(EngFormatter(sep="") if axis == "steps" else StrMethodFormatter("{x:,g}"))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        tidy(axes, axis)
     figure.supxlabel(axis)
     figure.supylabel("sampled return")
     drawn = [run for runs in peers.values() for run in runs]
@@ -162,20 +150,7 @@ def draw_runs(axes: Axes, runs: Sequence[Record], axis: Axis, **style: Any) -> N
         axes.plot([0, end], [height, height], **style)
         axes.plot([end], [height], marker="o", markersize=4, color=style["color"])
         return
-    x, middle, spread = mean_curve(curves, axis)
-    axes.plot(x, middle, linewidth=1.5, **style)
-    axes.fill_between(x, middle - spread, middle + spread, color=style["color"], alpha=0.2, linewidth=0)
-
-
-def mean_curve(curves: Sequence[Sequence[Sequence[float]]], axis: Axis) -> tuple[Vector, Vector, Vector]:
-    """Where on the axis, mean, and standard deviation of curves at the same steps.
-
-    Over seconds, a point lies where the mean of all runs' seconds at its step is, so that no run ends before others.
-    """
-    columns = [np.array(curve).T for curve in curves]
-    grid = np.linspace(max(c[0][0] for c in columns), min(c[0][-1] for c in columns), MAX_POINTS)
-    seconds, returns = (np.array([np.interp(grid, c[0], c[i]) for c in columns]) for i in (1, 2))
-    return grid if axis == "steps" else seconds.mean(axis=0), returns.mean(axis=0), returns.std(axis=0)
+    draw_curve(axes, [Curve(*np.array(curve).T) for curve in curves], axis, **style)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -120,15 +119,6 @@ def test_the_table_has_statistics_over_seeds_and_says_what_is_missing(
         "CPU, 2 cores, up to 1 runs at once, torch 2.13",
         "revisions abc",
     ]
-
-
-def test_a_mean_curve_averages_returns_at_equal_steps(learning_table: ModuleType) -> None:
-    curves = [[[0, 0.0, 0.0], [100, 10.0, 50.0]], [[0, 0.0, 20.0], [50, 15.0, 70.0], [100, 30.0, 120.0]]]
-    steps, mean, spread = learning_table.mean_curve(curves, "steps")
-    np.testing.assert_allclose(mean, (0.5 * steps + 20 + steps) / 2)
-    np.testing.assert_allclose(spread, (20 + 0.5 * steps) / 2)
-    seconds, *_ = learning_table.mean_curve(curves, "seconds")
-    np.testing.assert_allclose(seconds, 0.2 * steps)
 
 
 def test_the_pictures_are_drawn_with_and_without_a_curve_of_the_peer(

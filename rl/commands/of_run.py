@@ -1,5 +1,6 @@
 """Finds runs and the policies that they have trained; what all commands on a run take from the command line."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,12 @@ import tyro
 
 from rl.arguments import value_of
 from rl.cli import OPTIONAL, tyros_terminal
+from rl.commands.text import MISSING
 from rl.envs.make import EnvConfig
-from rl.errors import NothingToResumeError
+from rl.errors import NothingToResumeError, UserError, one_line
 from rl.models.agent import Agent
 from rl.models.encoders import check_encoder
+from rl.recipes import learner_with
 from rl.run.checkpoint import Content, agent_of, check_types, read_checkpoint, refused
 from rl.run.folder import CONFIG, kept_checkpoints, run_of
 
@@ -129,6 +132,27 @@ def folder_of(path: Path) -> Path:
         what = "is in no run's folder" if path.exists() else "does not exist"
         raise NothingToResumeError(f"{str(path)[:200]}: {what}; {RIGHT}")
     return folder
+
+
+class About(NamedTuple):
+    """What the flags in a run's folder say of it."""
+
+    task: str
+    learner: str
+    exp_name: str
+    seed: str
+
+
+def about(folder: Path) -> About:
+    """What a run is of; anyone may have written its flags, and an earlier version has others."""
+    config = json.loads((folder / CONFIG).read_text())
+    try:
+        learner = learner_with(config["learner"].keys(), str(folder))
+    except (AttributeError, UserError):
+        learner = MISSING  # of the user's own
+    env = config["env"] if isinstance(config["env"], dict) else {}
+    said = (env.get("env_id"), learner, config.get("exp_name"), config.get("seed"))
+    return About(*(MISSING if value is None else one_line(str(value), 60) for value in said))
 
 
 def runs_in(folder: Path) -> Iterator[Path]:

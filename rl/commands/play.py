@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,8 @@ def shown(policy: Trained, video: Path | None) -> Iterator[tuple[gym.Env[Any, An
     """
     config, mode = policy.env, "human" if video is None else "rgb_array"
     other = "; film it with --video FILE.mp4" if video is None else ""
+    if video is not None:  # SDL must not look for a screen, and complain that there is none
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     with making(config):
         has_tensor_form(config)  # imports the module that registers the environment
         right = "exists in tensors only, which cannot be shown"
@@ -89,12 +92,8 @@ def shown(policy: Trained, video: Path | None) -> Iterator[tuple[gym.Env[Any, An
         with contextlib.closing(make_single(config)) as plain:
             can = {*plain.metadata.get("render_modes", [])}
             # Gymnasium shows the frames of an environment that has no window.
-            require(
-                bool(can & {mode, "rgb_array"}),
-                "--env-id",
-                config.env_id,
-                f"has no render_mode {mode}, so it cannot be shown",
-            )
+            if not can & {mode, "rgb_array"}:
+                raise UserError(f"--env-id {config.env_id}: has no render_mode {mode}, so it cannot be shown")
         env = make_single(config, render_mode=mode)
     with contextlib.closing(env):
         try:

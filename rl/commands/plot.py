@@ -1,6 +1,5 @@
 """`rl plot`: the learning curves of runs, as mean and spread over the seeds of a task."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,11 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from rl.commands.of_run import folder_of, read, runs_in
+from rl.commands.of_run import about, folder_of, read, runs_in
 from rl.errors import NothingToResumeError, UserError, require
-from rl.recipes import learner_with
 from rl.run.curves import RETURN, Curve, mean_curve, read_curve
-from rl.run.folder import CONFIG
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,10 +62,9 @@ def curves_of(paths: Sequence[Path], tag: str) -> Curves:
     curves: Curves = defaultdict(lambda: defaultdict(list))
     for path in paths:
         for folder in list(runs_in(path.expanduser())) or [folder_of(path)]:
-            config = json.loads((folder / CONFIG).read_text())
-            name = f"{learner_with(config['learner'].keys(), str(folder))}, {config['exp_name']}"
-            if len((curve := read_curve(folder, tag)).steps):
-                curves[config["env"]["env_id"]][name].append(curve)
+            of, curve = about(folder), read_curve(folder, tag)
+            if len(curve.steps):
+                curves[of.task][f"{of.learner}, {of.exp_name}"].append(curve)
     if not curves:
         raise NothingToResumeError(
             f"--tag {tag}: no run has logged it; must be a scalar's name as TensorBoard shows it"

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import tyro
 
-from rl.commands.of_run import changed_at, read, runs_in
+from rl.commands.of_run import about, changed_at, read, runs_in
 from rl.commands.text import duration, number, table
-from rl.errors import CheckpointError, NothingToResumeError
-from rl.recipes import learner_with
+from rl.errors import CheckpointError, NothingToResumeError, one_line
 from rl.reporting import COMPLETE, how_ended
 from rl.run.checkpoint import read_checkpoint
 from rl.run.curves import read_curve
-from rl.run.folder import BEST, CONFIG
+from rl.run.folder import BEST
 
 NUMBERS = ("seed", "steps", "return", "best", "changed")
 
@@ -40,7 +39,7 @@ class Row:
     task: str
     program: str
     learner: str
-    seed: int
+    seed: str
     steps: int
     last_return: float | None  # of the last hundred training episodes
     best: float | None  # greedy return of best.ckpt
@@ -68,13 +67,12 @@ def command(words: Sequence[str]) -> None:
 
 def row_of(folder: Path) -> Row:
     """What a run's folder says."""
-    config = json.loads((folder / CONFIG).read_text())
-    curve = read_curve(folder)
+    of, curve = about(folder), read_curve(folder)
     return Row(
-        task=config["env"]["env_id"],
+        task=of.task,
         program=folder.parent.name.removesuffix("_logs"),
-        learner=learner_with(config["learner"].keys(), str(folder)),
-        seed=config["seed"],
+        learner=of.learner,
+        seed=of.seed,
         steps=int(curve.steps[-1]) if len(curve.steps) else 0,
         last_return=float(curve.values[-1]) if len(curve.values) else None,
         best=best_return(folder),
@@ -95,7 +93,7 @@ def best_return(folder: Path) -> float | None:
 def ended(folder: Path) -> str:
     """How a run ended, in a few words."""
     if end := how_ended(folder):
-        return "complete" if end == COMPLETE else f"{end[1][:40]} ({end[0]})"
+        return "complete" if end == COMPLETE else f"{one_line(end[1], 40)} ({end[0]})"
     with contextlib.suppress(OSError, ValueError):
         os.kill(int((folder / ".lock").read_text()), 0)  # raises unless there is such a process
         return "running"
@@ -106,4 +104,4 @@ def cells(row: Row) -> list[str]:
     """A row of the table."""
     returns = number(row.last_return), number(row.best)
     age = f"{duration(time.time() - row.changed_at)} ago"
-    return [row.task, row.program, row.learner, str(row.seed), f"{row.steps:,}", *returns, row.ended, age, row.path]
+    return [row.task, row.program, row.learner, row.seed, f"{row.steps:,}", *returns, row.ended, age, row.path]

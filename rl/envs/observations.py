@@ -183,7 +183,8 @@ def _as_tensor(key: ObsKey, part: Tensor) -> Tensor:
     if not any(key.start):
         return part.to(key.torch_dtype)
     columns = zip(part.flatten(1).unbind(1), key.start, strict=True) if key.shape else ((part, key.start[0]),)
-    return torch.stack([column.long() - start for column, start in columns], dim=-1).reshape(len(part), *key.shape)
+    # Not len(part), which an exported policy would take for the only number of rows.
+    return torch.stack([column.long() - start for column, start in columns], dim=-1).reshape(part.shape[0], *key.shape)
 
 
 def parts_of(keys: Keys, obs: Obs) -> list[Tensor]:

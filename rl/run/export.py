@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rl import tree
-from rl.envs.actions import Actions, CompositeActions, tensors_for_env
+from rl.envs.actions import Actions, BoxActions, CompositeActions, tensors_for_env
 from rl.envs.masks import KEY
 from rl.envs.observations import ObsKey, as_tensors
 from rl.envs.spaces import Spaces
-from rl.errors import FolderError, UserError, require
+from rl.errors import FolderError, UserError
 from rl.models.agent import Agent, Network
 from rl.run.checkpoint import Content, agent_of, read_checkpoint, write_whole
 from rl.run.evaluation import act
@@ -45,16 +45,28 @@ class Deployed(nn.Module):
 
     def __init__(self, agent: Agent, *, masked: bool) -> None:
         super().__init__()
-        self.agent = agent
+        self.agent = agent.requires_grad_(False)
         self.masked = masked
+        actions = agent.spaces.actions
+        self.leaves = list(actions.leaves()) if isinstance(actions, CompositeActions) else [actions]
+        for number, leaf in enumerate(self.leaves):
+            if isinstance(leaf, BoxActions) and leaf.dtype == "float64":
+                limits = torch.from_numpy(leaf.limits).reshape(2, *(leaf.shape or (-1,)))
+                self.register_buffer(f"limits_{number}", limits)
 
     def forward(self, *inputs: Tensor) -> Any:
         keys = self.agent.spaces.obs
         named = dict(zip((key.name for key in keys), inputs, strict=False))
         obs = as_tensors(keys, named if keys[0].path else inputs[0])
         distribution, _ = self.agent(obs, inputs[-1] if self.masked else ())
-        actions = tuple(tree.leaves(tensors_for_env(self.agent.spaces.actions, distribution.mode())))
+        in_env = tree.leaves(tensors_for_env(self.agent.spaces.actions, distribution.mode()))
+        actions = tuple(self._within(number, action) for number, action in enumerate(in_env))
         return actions if len(actions) > 1 else actions[0]
+
+    def _within(self, number: int, action: Tensor) -> Tensor:
+        """Clips once more what is in float64, since ONNX has bounds that are no tensors in float32."""
+        limits = dict(self.named_buffers(recurse=False)).get(f"limits_{number}")
+        return action if limits is None else torch.minimum(torch.maximum(action, limits[0]), limits[1])
 
     def input_names(self) -> list[str]:
         """One for each tensor of an observation, and that of the mask, if there is one."""
@@ -83,7 +95,7 @@ class Format(NamedTuple):
 
     packages: Sequence[str]
     pack: Callable[[Deployed, dict[str, str]], bytes]
-    load: Callable[[bytes], Run]
+    load: Callable[..., Run]
 
 
 def export_policy(
@@ -105,10 +117,11 @@ def export_policy(
 def write_policy(agent: Agent, content: Content, path: Path, *, masked: bool) -> Deployed:
     """As `export_policy`, with an agent in float32 and the content of its checkpoint."""
     format_ = format_of(path)
-    require(not masked or bool(agent.spaces.actions.sizes), "masked", masked, "actions without choices have no mask")
+    if masked and not agent.spaces.actions.sizes:
+        raise UserError("--action-mask: the actions are real numbers, which have no mask; leave the flag out")
     deployed = Deployed(agent, masked=masked)
     data = format_.pack(deployed, metadata_of(agent, content))
-    check_same(deployed, format_.load(data), path)
+    check_same(deployed, format_.load(data, masked=masked), path)
     try:
         write_whole(path, data)
     except OSError as error:
@@ -122,12 +135,12 @@ def format_of(path: Path) -> Format:
     Raises:
         UserError: There is none, or a package that it needs is missing.
     """
-    right = f"must end with {', '.join(FORMATS)}"
-    require(path.suffix in FORMATS, str(path), "", right)
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path}: must end with {', '.join(FORMATS)}")
     format_ = FORMATS[path.suffix]
     missing = [package for package in format_.packages if importlib.util.find_spec(package) is None]
-    needs = f"needs {' and '.join(missing)}; pip install {' '.join(format_.packages)}"
-    require(not missing, path.suffix, "", needs)
+    if missing:
+        raise UserError(f"{path}: needs {', '.join(missing)}; pip install {' '.join(format_.packages)}")
     return format_
 
 
@@ -152,10 +165,11 @@ def check_same(deployed: Deployed, run: Run, path: Path) -> None:
     keys = deployed.agent.spaces.obs
     named = dict(zip((key.name for key in keys), inputs, strict=False))
     mask = inputs[-1] if deployed.masked else None
-    expected = tree.leaves(act(deployed.agent, named if keys[0].path else inputs[0], mask))
-    for name, ours, theirs in zip(deployed.output_names(), expected, run(inputs), strict=True):
+    expected = list(tree.leaves(act(deployed.agent, named if keys[0].path else inputs[0], mask)))
+    halves = [run(part) for part in ([array[:1] for array in inputs], [array[1:] for array in inputs])]
+    for name, ours, *theirs in zip(deployed.output_names(), expected, *halves, strict=True):
         size = np.maximum(1, np.abs(np.asarray(ours, np.float64)))
-        worst = float((np.abs(np.asarray(theirs, np.float64) - np.asarray(ours, np.float64)) / size).max())
+        worst = float((np.abs(np.concatenate(theirs, dtype=np.float64) - ours) / size).max())
         if not worst <= TOLERANCE:  # also NaN
             right = f"must be at most {TOLERANCE:g}"
             raise UserError(f"{path}: not written, since its {name} differ by {worst:.1e} from those here; {right}")
@@ -181,7 +195,7 @@ def pack_onnx(deployed: Deployed, metadata: dict[str, str]) -> bytes:
     return data
 
 
-def load_onnx(data: bytes) -> Run:
+def load_onnx(data: bytes, *, masked: bool) -> Run:
     """Runs it by onnxruntime."""
     import onnxruntime
 
@@ -199,7 +213,7 @@ def pack_pt2(deployed: Deployed, metadata: dict[str, str]) -> bytes:
     return file.getvalue()
 
 
-def load_pt2(data: bytes) -> Run:
+def load_pt2(data: bytes, *, masked: bool) -> Run:
     """Runs it without the classes of this package."""
     module = torch.export.load(io.BytesIO(data)).module()
     return lambda inputs: [leaf.numpy() for leaf in tree.leaves(module(*map(torch.from_numpy, inputs)))]
@@ -207,23 +221,28 @@ def load_pt2(data: bytes) -> Run:
 
 def pack_safetensors(deployed: Deployed, metadata: dict[str, str]) -> bytes:
     """The agent's state dict; spaces and network in the metadata say what it is the state of."""
-    import safetensors.torch
+    from safetensors.torch import save
 
     state = {name: tensor.contiguous() for name, tensor in deployed.agent.state_dict().items()}
-    data: bytes = safetensors.torch.save(state, metadata | {"masked": json.dumps(deployed.masked)})
+    data: bytes = save(state, metadata)
     return data
 
 
-def load_safetensors(data: bytes) -> Run:
-    """Runs an agent that is made anew from the file alone."""
-    import safetensors.torch
+def agent_in(data: bytes) -> Agent:
+    """The agent of a .safetensors file, which is made anew from the file alone."""
+    from safetensors import torch as in_tensors
 
     size = int.from_bytes(data[:8], "little")  # of the header, in JSON
     metadata = json.loads(data[8 : 8 + size])["__metadata__"]
     spaces, network = (_tuples(json.loads(metadata[name])) for name in ("spaces", "network"))
     agent = Agent(Spaces.from_dict(spaces), Network(**network))
-    agent.load_state_dict(safetensors.torch.load(data))
-    deployed = Deployed(agent, masked=json.loads(metadata["masked"]))
+    agent.load_state_dict(in_tensors.load(data))
+    return agent
+
+
+def load_safetensors(data: bytes, *, masked: bool) -> Run:
+    """Runs the agent of the file."""
+    deployed = Deployed(agent_in(data), masked=masked)
 
     def run(inputs: Arrays) -> Arrays:
         with torch.no_grad():
