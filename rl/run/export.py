@@ -19,75 +19,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from rl import tree
-from rl.envs.actions import Actions, BoxActions, CompositeActions, tensors_for_env
-from rl.envs.masks import KEY
-from rl.envs.observations import ObsKey, as_tensors
 from rl.envs.spaces import Spaces
 from rl.errors import FolderError, UserError
 from rl.models.agent import Agent, Network
+from rl.models.deployed import Arrays, Deployed
 from rl.run.checkpoint import Content, agent_of, read_checkpoint, write_whole
 from rl.run.evaluation import act
 
 NUM_TRIED = 100  # observations
 TOLERANCE = 1e-5  # of an action, relative to its size where that is above 1
 OPSET = 20
-Arrays = list[NDArray[Any]]
 Run = Callable[[Arrays], Arrays]
 """From the inputs [N, ...] to the outputs [N, ...]."""
-
-
-class Deployed(nn.Module):
-    """An agent as other programs call it: from an environment's observations [N, ...] to its greedy actions."""
-
-    def __init__(self, agent: Agent, *, masked: bool) -> None:
-        super().__init__()
-        self.agent = agent.requires_grad_(False)
-        self.masked = masked
-        actions = agent.spaces.actions
-        self.leaves = list(actions.leaves()) if isinstance(actions, CompositeActions) else [actions]
-        for number, leaf in enumerate(self.leaves):
-            if isinstance(leaf, BoxActions) and leaf.dtype == "float64":
-                limits = torch.from_numpy(leaf.limits).reshape(2, *(leaf.shape or (-1,)))
-                self.register_buffer(f"limits_{number}", limits)
-
-    def forward(self, *inputs: Tensor) -> Any:
-        keys = self.agent.spaces.obs
-        named = dict(zip((key.name for key in keys), inputs, strict=False))
-        obs = as_tensors(keys, named if keys[0].path else inputs[0])
-        distribution, _ = self.agent(obs, inputs[-1] if self.masked else ())
-        in_env = tree.leaves(tensors_for_env(self.agent.spaces.actions, distribution.mode()))
-        actions = tuple(self._within(number, action) for number, action in enumerate(in_env))
-        return actions if len(actions) > 1 else actions[0]
-
-    def _within(self, number: int, action: Tensor) -> Tensor:
-        """Clips once more what is in float64, since ONNX has bounds that are no tensors in float32."""
-        limits = dict(self.named_buffers(recurse=False)).get(f"limits_{number}")
-        return action if limits is None else torch.minimum(torch.maximum(action, limits[0]), limits[1])
-
-    def input_names(self) -> list[str]:
-        """One for each tensor of an observation, and that of the mask, if there is one."""
-        return [*(key.name or "obs" for key in self.agent.spaces.obs), *([KEY] * self.masked)]
-
-    def output_names(self) -> list[str]:
-        return list(_names(self.agent.spaces.actions, "actions"))
-
-    def random_inputs(self, generator: np.random.Generator) -> Arrays:
-        """Observations as an environment might give them, with everything legal."""
-        keys, sizes = self.agent.spaces.obs, self.agent.spaces.actions.sizes
-        num_numbers = sum(key.num_features for key in keys if key.dtype == "float32")
-        numbers = generator.normal(size=(NUM_TRIED, num_numbers))
-        if (normalizer := self.agent.obs_normalizer) is not None:
-            numbers = numbers / normalizer.scale.numpy() + normalizer.shift.numpy()
-        arrays = []
-        for key in keys:
-            size = key.num_features if key.dtype == "float32" else 0
-            mine, numbers = numbers[:, :size], numbers[:, size:]
-            arrays.append(mine.reshape(-1, *key.shape).astype(np.float32) if size else _random(key, generator))
-        return [*arrays, np.ones((NUM_TRIED, sum(sizes)), np.bool_)] if self.masked else arrays
 
 
 class Format(NamedTuple):
@@ -161,7 +107,7 @@ def metadata_of(agent: Agent, content: Content) -> dict[str, str]:
 
 def check_same(deployed: Deployed, run: Run, path: Path) -> None:
     """Raises `UserError` if a file's actions differ from the agent's, as it acts here, on random observations."""
-    inputs = deployed.random_inputs(np.random.default_rng(0))
+    inputs = deployed.random_inputs(NUM_TRIED, np.random.default_rng(0))
     keys = deployed.agent.spaces.obs
     named = dict(zip((key.name for key in keys), inputs, strict=False))
     mask = inputs[-1] if deployed.masked else None
@@ -272,31 +218,13 @@ def quiet() -> Iterator[None]:
 
 
 def _tensors(deployed: Deployed) -> tuple[Tensor, ...]:
-    return tuple(map(torch.from_numpy, deployed.random_inputs(np.random.default_rng(0))))
+    return tuple(map(torch.from_numpy, deployed.random_inputs(NUM_TRIED, np.random.default_rng(0))))
 
 
 def _dynamic(deployed: Deployed) -> dict[str, Any]:
     """Says that the number of rows may be any."""
     rows = {0: torch.export.Dim("N")}
     return {"inputs": tuple(rows for _ in deployed.input_names())}
-
-
-def _names(actions: Actions, path: str) -> Iterator[str]:
-    if isinstance(actions, CompositeActions):
-        for key, part in zip(actions.keys or range(len(actions.parts)), actions.parts, strict=True):
-            yield from _names(part, f"{path}/{key}")
-    else:
-        yield path
-
-
-def _random(key: ObsKey, generator: np.random.Generator) -> NDArray[Any]:
-    """Choices or bytes, as an environment has them."""
-    shape = (NUM_TRIED, *key.shape)
-    if key.num_values:
-        counts = np.array(key.num_values).reshape(key.shape)
-        start = np.array(key.start or 0).reshape(key.shape if key.start else ())
-        return np.asarray(generator.integers(0, counts, shape) + start, np.int64)
-    return generator.integers(0, int(key.largest), shape, np.uint8, endpoint=True)
 
 
 def _tuples(value: Any) -> Any:

@@ -15,7 +15,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
 import rl
-import rl.run.export
+import rl.models.deployed
 from rl.config import CONFIGS
 from rl.envs.spaces import Spaces
 from rl.errors import UserError
@@ -121,8 +121,8 @@ def test_safetensors_have_what_makes_the_agent_anew() -> None:
 
 
 def test_a_file_that_acts_otherwise_is_refused_and_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = rl.run.export.tensors_for_env
-    monkeypatch.setattr(rl.run.export, "tensors_for_env", lambda *args: exact(*args) + 1e-4)
+    exact = rl.models.deployed.tensors_for_env
+    monkeypatch.setattr(rl.models.deployed, "tensors_for_env", lambda *args: exact(*args) + 1e-4)
     spaces = Spaces.of("x", Box(-1, 1, (3,)), Box(-9, 9, (2,)))
     with pytest.raises(UserError, match=r"not written, since its actions differ by 1\.0e-04 from those here"):
         written(spaces, Path("policy.safetensors"))
