@@ -3,6 +3,8 @@
 import contextlib
 import math
 import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +85,9 @@ def shown(policy: Trained, video: Path | None) -> Iterator[tuple[gym.Env[Any, An
     """
     config, mode = policy.env, "human" if video is None else "rgb_array"
     other = "; film it with --video FILE.mp4" if video is None else ""
+    no_screen = has_no_screen()
+    if video is None and no_screen:  # MuJoCo would abort the process
+        raise UserError(f"DISPLAY is not set: there is no screen for a window{other}")
     if video is not None:  # SDL must not look for a screen, and complain that there is none
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     with making(config):
@@ -97,15 +102,24 @@ def shown(policy: Trained, video: Path | None) -> Iterator[tuple[gym.Env[Any, An
         env = make_single(config, render_mode=mode)
     with contextlib.closing(env):
         try:
-            env.reset(seed=0)
-            env.render()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                env.reset(seed=0)
+                env.render()
         except Exception as error:  # of any graphics library
+            if "mujoco" in sys.modules and no_screen:
+                other = "; set MUJOCO_GL=egl or MUJOCO_GL=osmesa, which need no screen"
             raise EnvError(f"{config.env_id}: cannot be shown: {one_line(str(error))}{other}") from error
         if video is None:
             yield env, lambda: None
             return
         with contextlib.closing(writer(video, env.metadata.get("render_fps", 30))) as film:
             yield env, lambda: film.append_data(env.render())
+
+
+def has_no_screen() -> bool:
+    """Whether windows can only fail: SDL_VIDEODRIVER may name another place for them."""
+    return sys.platform == "linux" and not os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"}
 
 
 def writer(path: Path, fps: float) -> Any:

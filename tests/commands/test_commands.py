@@ -115,6 +115,10 @@ def test_what_is_not_installed_is_said_with_the_command_that_installs_it(
 def test_what_cannot_be_shown_is_said(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    said = failing(["play", str(run)], capsys)
+    assert said == "error: DISPLAY is not set: there is no screen for a window; film it with --video FILE.mp4\n"
     monkeypatch.setenv("SDL_VIDEODRIVER", "no_such_driver")
     said = failing(["play", str(run)], capsys)
     assert "CartPole-v1: cannot be shown: " in said and "; film it with --video FILE.mp4" in said
