@@ -198,15 +198,24 @@ def parse(arguments: list[str], choices: Mapping[str, ConfigType]) -> ConfigType
 
 
 @contextlib.contextmanager
-def tyros_terminal() -> Iterator[None]:
-    """Spares tyro narrow terminals, in which it is very slow, and readers of its help, such as `head`, that leave."""
-    columns = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(max(40, shutil.get_terminal_size().columns))
+def for_any_reader() -> Iterator[None]:
+    """Ends the program in silence if what reads its output, such as `head`, has seen enough."""
     try:
         yield
+        sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+@contextlib.contextmanager
+def tyros_terminal() -> Iterator[None]:
+    """Spares tyro narrow terminals, in which it is very slow."""
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(max(40, shutil.get_terminal_size().columns))
+    try:
+        with for_any_reader():
+            yield
     finally:
         del os.environ["COLUMNS"]
         if columns is not None:

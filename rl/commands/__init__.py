@@ -34,9 +34,9 @@ def main(words: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         print(f"error: {name!a}: is no command; must be one of {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
-    from rl.cli import mend_streams
+    from rl.cli import for_any_reader, mend_streams
     from rl.reporting import reported
 
     mend_streams()
-    with reported():
+    with reported(), for_any_reader():
         importlib.import_module(f"rl.commands.{name}").command(rest)

@@ -10,6 +10,7 @@ import tyro
 
 from rl.commands.of_run import read
 from rl.commands.text import table
+from rl.envs.families import register_families
 from rl.envs.tensor_envs import TENSOR_ENVS
 from rl.errors import UserError
 from rl.recipes import recipe_for
@@ -51,6 +52,7 @@ class Known:
 def command(words: Sequence[str]) -> None:
     """Prints a table of the environments of each family."""
     flags = read(Envs, "envs", words)
+    missing = register_families()
     found = [known for known in all_known() if flags.name.lower() in f"{known.family} {known.env_id}".lower()]
     if not found:
         raise UserError(f"{flags.name}: is in no id that is registered; an id of your module is given as module:id")
@@ -65,6 +67,8 @@ def command(words: Sequence[str]) -> None:
             family = known.family
             print(f"\n{family}{f' (missing: {known.missing})' if known.missing else ''}")
         print(line)
+    for start, extra in missing.items():
+        print(f"\n{start}… (missing: pip install 'rl[{extra}]')")
 
 
 def all_known() -> Iterator[Known]:

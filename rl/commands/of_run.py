@@ -13,7 +13,7 @@ import tyro
 from rl.arguments import value_of
 from rl.cli import OPTIONAL, tyros_terminal
 from rl.commands.text import MISSING
-from rl.envs.make import EnvConfig
+from rl.envs.config import EnvConfig
 from rl.errors import NothingToResumeError, UserError, one_line
 from rl.models.agent import Agent
 from rl.models.encoders import check_encoder

@@ -15,7 +15,8 @@ import torch
 
 from rl.commands.of_run import OfRun, Trained, described, read, trained
 from rl.commands.text import number
-from rl.envs.make import has_gymnasium_form, has_tensor_form, make_single, making
+from rl.envs.config import make_single
+from rl.envs.make import has_gymnasium_form, has_tensor_form, making
 from rl.envs.masks import KEY
 from rl.errors import EnvError, UserError, one_line, require
 from rl.run.evaluation import act

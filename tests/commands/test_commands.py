@@ -122,3 +122,10 @@ def test_what_cannot_be_shown_is_said(
     monkeypatch.setenv("SDL_VIDEODRIVER", "no_such_driver")
     said = failing(["play", str(run)], capsys)
     assert "CartPole-v1: cannot be shown: " in said and "; film it with --video FILE.mp4" in said
+
+
+def test_what_reads_the_output_may_leave_before_its_end() -> None:
+    command = f"{sys.executable} -m rl envs | head -n 1"
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, env=variables)
+    assert (result.returncode, result.stderr) == (0, "")
