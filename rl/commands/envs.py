@@ -10,7 +10,7 @@ import tyro
 
 from rl.commands.of_run import read
 from rl.commands.text import table
-from rl.envs.families import register_families
+from rl.envs.families import FAMILIES, register_family
 from rl.envs.tensor_envs import TENSOR_ENVS
 from rl.errors import UserError
 from rl.recipes import recipe_for
@@ -42,17 +42,16 @@ class Known:
 
     env_id: str
     family: str
-    single: bool  # --vectorization sync, async
-    batched: bool  # --vectorization native
-    tensor: bool  # --vectorization tensor
-    recipe: str | None
-    missing: str | None  # the command that installs what it needs
+    single: bool = False  # --vectorization sync, async
+    batched: bool = False  # --vectorization native
+    tensor: bool = False  # --vectorization tensor
+    recipe: str | None = None
+    missing: str | None = None  # the command that installs what it needs
 
 
 def command(words: Sequence[str]) -> None:
     """Prints a table of the environments of each family."""
     flags = read(Envs, "envs", words)
-    missing = register_families()
     found = [known for known in all_known() if flags.name.lower() in f"{known.family} {known.env_id}".lower()]
     if not found:
         raise UserError(f"{flags.name}: is in no id that is registered; an id of your module is given as module:id")
@@ -67,12 +66,15 @@ def command(words: Sequence[str]) -> None:
             family = known.family
             print(f"\n{family}{f' (missing: {known.missing})' if known.missing else ''}")
         print(line)
-    for start, extra in missing.items():
-        print(f"\n{start}… (missing: pip install 'rl[{extra}]')")
 
 
 def all_known() -> Iterator[Known]:
-    """Every environment, by family and id."""
+    """Every environment, by family and id; a family that is not installed has one entry."""
+    absent = [
+        Known(f"{start}…", start[:-1], missing=f"pip install 'rl[{family.extra}]'")
+        for start, family in FAMILIES.items()
+        if not is_installed(start)
+    ]
     newest: dict[tuple[str | None, str], gym.envs.registration.EnvSpec] = {}
     for spec in gym.registry.values():
         other = newest.get((spec.namespace, spec.name))
@@ -82,12 +84,21 @@ def all_known() -> Iterator[Known]:
             newest[spec.namespace, spec.name] = spec
     specs = {spec.id: spec for spec in newest.values()}
     known = [known_of(env_id, specs.get(env_id)) for env_id in {*specs, *TENSOR_ENVS}]
-    return iter(sorted(known, key=lambda known: (known.family, known.env_id)))
+    return iter(sorted([*known, *absent], key=lambda known: (known.family.lower(), known.env_id)))
+
+
+def is_installed(start: str) -> bool:
+    """Whether the package whose ids begin like this is there; its environments are then registered."""
+    try:
+        register_family(start)
+    except UserError:
+        return False
+    return True
 
 
 def known_of(env_id: str, spec: gym.envs.registration.EnvSpec | None) -> Known:
     """What can be done with an environment, which has no spec if it exists in tensors only."""
-    family = family_of(spec) if spec else "tensor"
+    family = family_of(spec) if spec else env_id.rpartition("/")[0] or "tensor"
     package, extra = NEEDS.get(family, ("", ""))
     is_there = not package or importlib.util.find_spec(package) is not None
     recipe = recipe_for(env_id)

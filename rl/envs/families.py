@@ -65,14 +65,3 @@ def register_family(env_id: str) -> None:
             except ImportError as error:
                 raise UserError(f"--env-id {env_id}: {error}; pip install 'rl[{extra}]'") from error
             progress()
-
-
-def register_families() -> dict[str, str]:
-    """Registers the environments of all packages that are installed: the extras of the others, by how ids begin."""
-    missing = {}
-    for start, family in FAMILIES.items():
-        try:
-            register_family(f"{start}…")
-        except UserError:  # noqa: PERF203 (of a few packages)
-            missing[start] = family.extra
-    return missing

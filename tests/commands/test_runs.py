@@ -5,6 +5,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,6 +20,9 @@ from rl.cli import command_line
 from rl.commands.resume import command_for
 from rl.commands.text import duration, number
 from rl.config import CONFIGS
+from rl.envs import families
+from rl.envs.families import Family
+from rl.envs.tensor_envs import TENSOR_ENVS
 from rl.run.checkpoint import read_checkpoint
 from rl.run.curves import Curve, mean_curve, read_curve
 from tests.programs.launch import ROOT, scalars
@@ -174,10 +179,17 @@ def test_environments_are_listed_with_their_forms(rl_: Run, monkeypatch: pytest.
         "recipe": "cartpole",
         "missing": None,
     }
-    assert "CartPole-v0" not in known and "ALE/Pong-v5" in known and known.keys() <= gym.registry.keys()
+    found = {env_id for env_id, row in known.items() if row["missing"] is None}
+    assert "CartPole-v0" not in known and found <= {*gym.registry, *TENSOR_ENVS}
     with monkeypatch.context() as patched:
         patched.setattr("importlib.util.find_spec", lambda name: None)
         assert "\nbox2d (missing: pip install 'gymnasium[box2d]')\n  BipedalWalker-v3" in rl_("envs", "box2d")
+
+
+def test_a_package_that_is_not_installed_is_listed(rl_: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl.envs.families.FAMILIES", {"Nowhere/": Family(partial(import_module, "nowhere"), "far")})
+    monkeypatch.setattr("rl.commands.envs.FAMILIES", families.FAMILIES)
+    assert "\nNowhere (missing: pip install 'rl[far]')\n  Nowhere/…\n" in rl_("envs", "nowhere")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(-1, "0 s"), (59, "59 s"), (3599, "59 min"), (90000, "1 d")])
