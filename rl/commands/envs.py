@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -15,6 +16,7 @@ from rl.envs.tensor_envs import TENSOR_ENVS
 from rl.errors import UserError
 from rl.recipes import recipe_for
 
+MOST_OF_A_FAMILY = 30  # that are listed unless one asks for them
 NEEDS = {  # of Gymnasium's families: a package, and the extra that installs it
     "box2d": ("Box2D", "box2d"),
     "mujoco": ("mujoco", "mujoco"),
@@ -58,18 +60,22 @@ def command(words: Sequence[str]) -> None:
     if flags.json:
         print(json.dumps([asdict(known) for known in found]))
         return
-    lines = iter(table(("environment", "forms", "recipe"), [cells(known) for known in found]))
-    print(next(lines))
-    family = None
-    for known, line in zip(found, lines, strict=True):
-        if known.family != family:
-            family = known.family
-            print(f"\n{family}{f' (missing: {known.missing})' if known.missing else ''}")
-        print(line)
+    numbers = Counter(known.family for known in found)
+    shown = [known for known in found if flags.name or numbers[known.family] <= MOST_OF_A_FAMILY]
+    header, *lines = table(("environment", "forms", "recipe"), [cells(known) for known in shown])
+    print(header)
+    for family, number in numbers.items():
+        members = [(known, line) for known, line in zip(shown, lines, strict=True) if known.family == family]
+        if not members:
+            print(f"\n{family}: {number} environments; rl envs {family} lists them")
+            continue
+        missing = members[0][0].missing
+        print(f"\n{family}{f' (missing: {missing})' if missing else ''}", *(line for _, line in members), sep="\n")
 
 
 def all_known() -> Iterator[Known]:
     """Every environment, by family and id; a family that is not installed has one entry."""
+    before = {*gym.registry}
     absent = [
         Known(f"{start}…", start[:-1], missing=f"pip install 'rl[{family.extra}]'")
         for start, family in FAMILIES.items()
@@ -80,7 +86,9 @@ def all_known() -> Iterator[Known]:
         other = newest.get((spec.namespace, spec.name))
         # Old versions that raise an error have a function in place of a module's name.
         is_real = isinstance(spec.entry_point or spec.vector_entry_point, str)
-        if is_real and (other is None or (other.version or 0) < (spec.version or 0)):
+        # Packages may also register ids by which nobody could know where they are from.
+        is_found = spec.id in before or spec.id.startswith(tuple(FAMILIES))
+        if is_real and is_found and (other is None or (other.version or 0) < (spec.version or 0)):
             newest[spec.namespace, spec.name] = spec
     specs = {spec.id: spec for spec in newest.values()}
     known = [known_of(env_id, specs.get(env_id)) for env_id in {*specs, *TENSOR_ENVS}]
