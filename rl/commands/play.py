@@ -18,6 +18,7 @@ from rl.commands.text import number
 from rl.envs.config import make_single
 from rl.envs.make import has_gymnasium_form, has_tensor_form, making
 from rl.envs.masks import KEY
+from rl.envs.spaces import Spaces
 from rl.errors import EnvError, UserError, one_line, require
 from rl.run.evaluation import act
 from rl.seeding import ACTION, Noise, environment_seed, evaluation_seed
@@ -102,6 +103,9 @@ def shown(policy: Trained, video: Path | None) -> Iterator[tuple[gym.Env[Any, An
                 raise UserError(f"--env-id {config.env_id}: has no render_mode {mode}, so it cannot be shown")
         env = make_single(config, render_mode=mode)
     with contextlib.closing(env):
+        if Spaces.of(config.env_id, env.observation_space, env.action_space).obs != policy.agent.spaces.obs:
+            right = "--capture-video films it during training"
+            raise UserError(f"--env-id {config.env_id}: one alone has other observations than a batch; {right}")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -115,6 +115,11 @@ def test_what_is_not_installed_is_said_with_the_command_that_installs_it(
 def test_what_cannot_be_shown_is_said(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    content = read_checkpoint(run / "last.ckpt")
+    content["config"]["env"]["env_id"] = "Acrobot-v1"
+    write_checkpoint(Path("other.ckpt"), content)
+    said = failing(["play", "other.ckpt", "--video", "x.gif"], capsys)
+    assert said.startswith("error: --env-id Acrobot-v1: one alone has other observations than a batch; ")
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
         monkeypatch.delenv(name, raising=False)
     said = failing(["play", str(run)], capsys)
