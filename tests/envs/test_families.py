@@ -12,7 +12,7 @@ import torch
 import train_torch
 from rl.cli import command_line
 from rl.config import CONFIGS
-from rl.envs.config import EnvConfig
+from rl.envs.config import EnvConfig, make_single
 from rl.envs.families import FAMILIES
 from rl.envs.make import make_envs
 from rl.errors import UserError
@@ -74,7 +74,17 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(env_id: str, m
     start = next(start for start in FAMILIES if env_id.startswith(start))
     monkeypatch.setattr(gym.envs.registration, "registry", {})
     monkeypatch.setattr(gym, "registry", {})
-    for name in {name for name in sys.modules if name.partition(".")[0] in ("ale_py", "minatar", "minigrid")}:
+    for name in ("ale_py", "minatar", "minatar.gym", "minigrid"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=rf"^--env-id {env_id}: .*; pip install 'rl\[{FAMILIES[start].extra}\]'$"):
         make_envs(EnvConfig(env_id))
+
+
+def test_a_film_of_minatar_shows_its_cells(recwarn: pytest.WarningsRecorder) -> None:
+    pytest.importorskip("minatar", reason="MinAtar is not installed")
+    with closing(make_single(EnvConfig("MinAtar/Breakout-v1"), render_mode="rgb_array")) as env:
+        obs, _ = env.reset(seed=1)
+        frame = env.render()
+    assert (frame.dtype, frame.shape, env.metadata["render_fps"]) == (np.uint8, (160, 160, 3), 20) and not recwarn.list
+    # What is not black is where something is.
+    assert np.array_equal(frame.reshape(10, 16, 10, 16, 3).any((1, 3, 4)), obs.any(-1))

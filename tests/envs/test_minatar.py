@@ -66,7 +66,7 @@ def test_breakout_in_tensors_is_the_original_step_for_step() -> None:
         for n in np.flatnonzero(terminated):
             givens[n].side = start[n].item()
             games[n].reset()
-            games[n].last_action = 0  # see `ForgetsAction`
+            games[n].last_action = 0  # see `MinAtarGame`
         state = torch.where(torch.from_numpy(terminated)[:, None], env.initial(start), next_state)
         assert np.array_equal(env.observation(state), [game.state() for game in games])
         num_ended += int(terminated.sum())
