@@ -79,9 +79,11 @@ class VectorDoors(gym.vector.VectorEnv[Any, Any, Any]):
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.SAME_STEP}
 
-    def __init__(self, num_envs: int = 1) -> None:
-        self.num_envs = num_envs
+    def __init__(self, num_envs: int = 1, mask_in: str = "info") -> None:
+        self.num_envs, self.mask_in = num_envs, mask_in
         self.single_observation_space, self.single_action_space = Box(0, 1, (3,)), Discrete(4)
+        if mask_in == "obs":
+            self.single_observation_space = Dict(action_mask=MultiBinary(4), observation=self.single_observation_space)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.generator = np.random.default_rng(0)
@@ -90,19 +92,23 @@ class VectorDoors(gym.vector.VectorEnv[Any, Any, Any]):
         if seed is not None:
             self.generator = np.random.default_rng(seed)
         self.obs = self.generator.random((self.num_envs, 3), np.float32)
-        return self.obs, self._info()
+        return self._seen()
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        reward = np.where(self.legal[np.arange(self.num_envs), actions], 1.0, -1000.0)
+        assert self.legal[np.arange(self.num_envs), actions].all(), f"illegal: {actions} with {self.legal}"
         final_obs, ended = self.obs, self.generator.random(self.num_envs) < 0.1
         self.obs = self.generator.random((self.num_envs, 3), np.float32)
-        more = {"final_obs": final_obs, "_final_obs": ended} if ended.any() else {}
-        return self.obs, reward, ended, np.zeros_like(ended), self._info() | more
+        obs, info = self._seen()
+        if self.mask_in == "obs":
+            final_obs = {"observation": final_obs}
+        info |= {"final_obs": final_obs, "_final_obs": ended} if ended.any() else {}
+        return obs, np.ones(self.num_envs), ended, np.zeros_like(ended), info
 
-    def _info(self) -> dict[str, Any]:
+    def _seen(self) -> tuple[Any, dict[str, Any]]:
         self.legal = self.generator.random((self.num_envs, 4)) < 0.4
         self.legal[:, 2] = True
-        return {"action_mask": self.legal.astype(np.int8)}
+        mask = {"action_mask": self.legal.astype(np.int8)}
+        return (self.obs, mask) if self.mask_in == "info" else ({"observation": self.obs} | mask, {})
 
 
 class TensorDoors(TensorEnv):
@@ -142,4 +148,5 @@ for name, kwargs in {
 }.items():
     gym.register(name, Doors, max_episode_steps=25, kwargs=kwargs)
 gym.register("VectorDoors-v0", vector_entry_point=VectorDoors)
+gym.register("SeenVectorDoors-v0", vector_entry_point=VectorDoors, kwargs={"mask_in": "obs"})
 register_tensor_env("TensorDoors-v0", TensorDoors)

@@ -19,6 +19,7 @@ from rl.envs.failures import AnyVectorEnv, EpisodeError, from_outside, progress,
 from rl.envs.families import register_family
 from rl.envs.gym_envs import GymEnvs, Memory
 from rl.envs.lives import Lives
+from rl.envs.masks import MaskInInfo, MasksInInfo
 from rl.envs.options import kwargs_of
 from rl.envs.pool import Pool
 from rl.envs.seeded import SeededEpisodes, replayable
@@ -151,7 +152,9 @@ def _batched(config: EnvConfig, env_id: str, film: Path | None, *, training: boo
 
 
 def _native(config: EnvConfig, env_id: str, *, training: bool) -> _Batch:
-    envs = gym.make_vec(env_id, num_envs=config.num_envs, **kwargs_of(config.env_kwargs))
+    envs: AnyVectorEnv = gym.make_vec(env_id, num_envs=config.num_envs, **kwargs_of(config.env_kwargs))
+    if MaskInInfo.is_for(envs.single_observation_space):
+        envs = MasksInInfo(envs)
     keys = Spaces.of(config.env_id, envs.single_observation_space, envs.single_action_space).obs
     if gives_tensors(envs, keys):
         return _Batch(envs, in_tensors=True)

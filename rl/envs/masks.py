@@ -60,14 +60,20 @@ def random_row(actions: Actions, mask: NDArray[np.bool_], generator: np.random.G
     return np.array(row)
 
 
+def legal_actions(actions: Actions, given: Any, generator: np.random.Generator) -> Any:
+    """Random actions of a batch, legal by the masks [N, ΣA] that it has given, in the environments' form."""
+    mask = checked(given, actions.sizes)
+    mask |= ~allows_one(mask, actions.sizes)[:, None]  # some batches leave out the mask of who is about to reset
+    rows = np.stack([random_row(actions, row, generator) for row in mask])
+    return actions.to_env(actions.of_row(rows))
+
+
 class MaskInInfo(gym.Wrapper[Any, Any, Any, Any]):
     """Moves the mask of a Dict observation to `info`: the policy is to obey it, not to read it."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
-        parts = dict(env.observation_space.spaces)  # type: ignore[attr-defined]
-        del parts[KEY]
-        self.observation_space = gym.spaces.Dict(parts)
+        self.observation_space = _without_mask(env.observation_space)
 
     @staticmethod
     def is_for(space: gym.Space[Any]) -> bool:
@@ -75,12 +81,35 @@ class MaskInInfo(gym.Wrapper[Any, Any, Any, Any]):
         return isinstance(space, gym.spaces.Dict) and KEY in space.spaces and len(space.spaces) > 1
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        return self._moved(*self.env.reset(seed=seed, options=options))
+        return _moved(*self.env.reset(seed=seed, options=options))
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        obs, info = self._moved(obs, info)
+        obs, info = _moved(obs, info)
         return obs, reward, terminated, truncated, info
 
-    def _moved(self, obs: Mapping[str, Any], info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return {name: part for name, part in obs.items() if name != KEY}, info | {KEY: obs[KEY]}
+
+class MasksInInfo(gym.vector.VectorWrapper):
+    """`MaskInInfo` for a batched class; what it gives as final observations may still have their masks."""
+
+    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any]) -> None:
+        super().__init__(env)
+        self.single_observation_space = _without_mask(env.single_observation_space)
+        self.observation_space = _without_mask(env.observation_space)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return _moved(*self.env.reset(seed=seed, options=options))
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(actions)
+        obs, info = _moved(obs, info)
+        return obs, reward, terminated, truncated, info
+
+
+def _without_mask(space: gym.Space[Any]) -> gym.spaces.Dict:
+    parts = {name: part for name, part in space.spaces.items() if name != KEY}  # type: ignore[attr-defined]
+    return gym.spaces.Dict(parts)
+
+
+def _moved(obs: Mapping[str, Any], info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return {name: part for name, part in obs.items() if name != KEY}, info | {KEY: obs[KEY]}

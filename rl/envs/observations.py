@@ -95,9 +95,13 @@ def keys_of(space: spaces.Space[Any]) -> Keys:
     Raises:
         UnsupportedSpaceError: The space, or a part of it, is of another kind.
     """
-    if keys := tuple(_keys(space, ())):
-        return keys
-    raise UnsupportedSpaceError(f"no numbers: {space}")
+    keys = tuple(_keys(space, ()))
+    if not keys:
+        raise UnsupportedSpaceError(f"no numbers: {space}")
+    names = [key.name for key in keys]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UnsupportedSpaceError(f"{space}, of which two parts are both called {min(twice)}")
+    return keys
 
 
 def texts_in(space: spaces.Space[Any], path: str = "") -> list[str]:

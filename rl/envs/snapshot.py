@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rl.envs.action_spaces import actions_of
 from rl.envs.failures import AnyVectorEnv, progress
+from rl.envs.masks import KEY, legal_actions
 from rl.envs.observations import keys_of, part_of
 
 PROBE_STEPS = 30
@@ -32,15 +34,14 @@ def restore(envs: AnyVectorEnv, state: Mapping[str, Any]) -> None:
 
 def snapshots_suffice(envs: AnyVectorEnv) -> bool:
     """Whether the environments repeat themselves after a restore; tried on them, so they must be reset afterwards."""
-    envs.reset(seed=0)
+    _, at_reset = envs.reset(seed=0)
     envs.action_space.seed(0)
-    actions = [envs.action_space.sample() for _ in range(2 * PROBE_STEPS)]
-    _played(envs, actions[:PROBE_STEPS])
+    _, _, info = _played(envs, at_reset)
     before = snapshot(envs)
-    first = _played(envs, actions[PROBE_STEPS:])
+    actions, first, _ = _played(envs, info)
     try:
         restore(envs, before)
-        again = _played(envs, actions[PROBE_STEPS:])
+        _, again, _ = _played(envs, info, actions)
     except Exception:  # restored in part, an environment may fail in any way
         return False
     return same(first, again)
@@ -53,14 +54,25 @@ def same(first: list[NDArray[Any]], second: list[NDArray[Any]]) -> bool:
     )
 
 
-def _played(envs: AnyVectorEnv, actions: list[Any]) -> list[NDArray[Any]]:
-    seen: list[NDArray[Any]] = []
-    keys = keys_of(envs.single_observation_space)
-    for action in actions:
-        obs, *numbers = envs.step(action)[:4]
+def _played(
+    envs: AnyVectorEnv, info: Mapping[str, Any], given: list[Any] | None = None
+) -> tuple[list[Any], list[NDArray[Any]], Mapping[str, Any]]:
+    """The actions of some steps (those given, or random and legal ones), what came of them, and the last info."""
+    actions, seen = [], []
+    keys, kinds = keys_of(envs.single_observation_space), actions_of("", envs.single_action_space)
+    generator = np.random.default_rng(0)
+    for step in range(PROBE_STEPS):
+        if given is not None:
+            action = given[step]
+        elif KEY in info:
+            action = legal_actions(kinds, info[KEY], generator)
+        else:
+            action = envs.action_space.sample()
+        obs, *numbers, info = envs.step(action)
+        actions.append(action)
         seen += [np.array(part) for part in (*(part_of(obs, key) for key in keys), *numbers)]
         progress()
-    return seen
+    return actions, seen, info
 
 
 def _kept(value: Any) -> Any:

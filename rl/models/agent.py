@@ -16,7 +16,7 @@ from rl.envs.observations import Keys, Obs, numbers_of
 from rl.envs.spaces import Spaces
 from rl.errors import UserError, require
 from rl.models.distributions import Distribution, distribution_of
-from rl.models.encoders import as_floats, check_images, chosen, make_features
+from rl.models.encoders import OwnFeatures, as_floats, check_images, chosen, make_features
 from rl.models.normalizer import CLIP, Normalizer
 
 Policy = Callable[..., tuple[Distribution, Tensor]]  # an agent, or a wrapper of one
@@ -128,9 +128,13 @@ class Agent(nn.Module):
         return [module for module in self.children() if isinstance(module, Normalizer)]
 
     def _init_orthogonally(self) -> None:
-        """Orthogonal weights and zero biases ("The 37 implementation details of PPO", detail 2)."""
+        """Orthogonal weights and zero biases ("The 37 implementation details of PPO", detail 2).
+
+        An encoder of the user's keeps its own.
+        """
+        own = {part for module in self.modules() if isinstance(module, OwnFeatures) for part in module.modules()}
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, nn.Linear | nn.Conv2d) and module not in own:
                 gain = 0.01 if module is self.actor else 1.0 if module is self.critic else 2**0.5
                 nn.init.orthogonal_(module.weight, gain)
                 if module.bias is not None:

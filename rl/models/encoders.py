@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from rl.envs.observations import SMALLEST_FRAME, Keys, Obs, ObsKey, parts_of
 from rl.errors import UserError, described, require
@@ -82,7 +84,7 @@ def as_floats(keys: Keys, obs: Obs, dtype: torch.dtype, numbers: Tensor | None =
     for key, part in zip(keys, parts_of(keys, obs), strict=True):
         rows = part.shape[: part.dim() - len(key.shape)]
         if key.name in given:
-            part = given[key.name].reshape(*rows, *key.shape)
+            part = given[key.name].reshape(rows + key.shape)
         parts[key.name] = _as_floats(key, part, rows).to(dtype)
     return parts if keys[0].path else parts[""]
 
@@ -128,6 +130,12 @@ class OwnFeatures(nn.Module):
         except Exception as error:
             raise UserError(f"--encoder {encoder}: {described(error)}") from error
         require(isinstance(self.own, nn.Module), "--encoder", encoder, "must be a class derived from torch.nn.Module")
+        for layer in self.own.modules():
+            right = (
+                "acts otherwise in training than afterwards, so an action's probability would change while one learns"
+            )
+            steady = not isinstance(layer, _DropoutNd | _BatchNorm)
+            require(steady, "--encoder", f"{encoder}: its {type(layer).__name__}", f"{right}; use LayerNorm, or none")
 
     def forward(self, obs: Obs) -> Tensor:
         key, first = self.keys[0], parts_of(self.keys, obs)[0]

@@ -248,7 +248,8 @@ def agent_of(content: Content, *, allow_import: bool = False) -> Agent:
                 f"the checkpoint's --encoder {one_line(network.encoder)} imports, and so runs, a module; to permit it,"
                 " use load_policy(path, allow_import=True)"
             )
-        with torch.device("meta"):  # takes no memory, whatever sizes the flags have
+        # On meta it takes no memory, whatever sizes the flags have; the user's may have numbers that no file has.
+        with torch.device("meta" if network.encoder in KINDS else "cpu"):
             agent = Agent(spaces, replace(network, ortho_init=False))
         dtypes = [buffer.dtype for buffer in agent.buffers()]
         agent.load_state_dict(content["agent"], assign=True)

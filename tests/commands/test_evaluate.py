@@ -42,7 +42,9 @@ def test_statistics_are_numpys(evaluated: Evaluated) -> None:
     assert (results["min"], results["max_length"]) == (returns.min(), max(lengths))
 
 
-@pytest.mark.parametrize(("freedom", "expected"), [(4, 2.7764), (9, 2.2622), (29, 2.0452), (99, 1.9842)])
+@pytest.mark.parametrize(
+    ("freedom", "expected"), [(1, 12.7062), (2, 4.3027), (4, 2.7764), (9, 2.2622), (29, 2.0452), (99, 1.9842)]
+)
 def test_students_quantile_is_that_of_tables(freedom: int, expected: float) -> None:
     assert t_quantile(freedom) == pytest.approx(expected, rel=0.005)
 

@@ -32,6 +32,7 @@ from tests import masked  # registers them
 
 NUM_ENVS, NUM_STEPS = 3, 40
 MODES: tuple[Mode, ...] = ("eager", "compile")
+BATCHES = ("VectorDoors-v0", "SeenVectorDoors-v0")
 SOME = ["Doors-v0", "ManyDoors-v0", "TreeOfDoors-v0"]
 
 
@@ -126,6 +127,18 @@ def test_a_mask_in_the_observation_moves_to_the_info() -> None:
     assert isinstance(env, MaskInInfo) and list(env.observation_space.spaces) == ["observation"]
     for obs, info in (env.reset(seed=1), env.step(1 + int(env.unwrapped.legal.argmax()))[::4]):
         assert list(obs) == ["observation"] and info["action_mask"].sum() == env.unwrapped.legal.sum()
+
+
+def test_a_batch_may_observe_its_masks_too() -> None:
+    rollout, seen = (collect(make_envs(EnvConfig(name, 4), training=True)) for name in BATCHES)
+    assert seen.terminated.any() and torch.equal(seen.mask, rollout.mask) and not seen.mask.all()
+    assert seen.obs.keys() == {"observation"} and torch.equal(seen.obs["observation"], rollout.obs)
+    assert torch.equal(seen.next_obs["observation"], rollout.next_obs) and torch.equal(seen.action, rollout.action)
+
+
+def test_a_batch_with_masks_comes_back_from_its_attributes() -> None:
+    with closing(make_envs(EnvConfig("VectorDoors-v0", 4), training=True)) as envs:
+        assert envs.memory == "snapshot"  # which is tried by legal actions
 
 
 def test_tensor_environments_have_masks_by_a_function_of_their_state() -> None:

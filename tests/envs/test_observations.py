@@ -15,8 +15,9 @@ from rl.envs.gym_envs import GymEnvs
 from rl.envs.make import make_envs
 from rl.envs.observations import ObsKey, keys_of
 from rl.envs.seeded import SeededEpisodes, seed_of
+from rl.envs.spaces import Spaces
 from rl.envs.tensor_envs import TensorEnv, TensorEnvs
-from rl.errors import OneEnvError
+from rl.errors import OneEnvError, UserError
 from rl.seeding import environment_seed
 from tests.seeing import Everything
 
@@ -58,6 +59,12 @@ def equal(one: Any, other: Any) -> bool:
 )
 def test_the_tensors_of_a_space(space: gym.Space, key: ObsKey) -> None:
     assert keys_of(space) == (key,)
+
+
+def test_parts_with_the_same_path_are_refused() -> None:
+    space = S.Dict({"a": S.Dict({"b": S.Box(-1, 1, (2,))}), "a/b": S.Box(-1, 1, (2,))})
+    with pytest.raises(UserError, match=r"its observation space has .*, of which two parts are both called a/b"):
+        Spaces.of("Env-v0", space, S.Discrete(2))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Encoders: images in either order, one-hot vectors, keys of actor and critic, and a class of one's own."""
 
+from dataclasses import asdict
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -7,10 +9,12 @@ import torch
 from torch import nn
 from torch.nn.functional import one_hot
 
+from rl.config import Config
 from rl.envs.spaces import Spaces
 from rl.errors import UserError
 from rl.models.agent import Agent, Network
 from rl.models.encoders import as_floats, check_encoder
+from rl.run.checkpoint import agent_of
 
 S = gym.spaces
 DICT = S.Dict({"image": S.Box(0, 255, (40, 36, 3), np.uint8), "which": S.Discrete(3), "x": S.Box(-1, 1, (2,))})
@@ -95,6 +99,41 @@ def test_an_encoder_of_ones_own_gets_floats_in_rows() -> None:
     assert agent({name: part.unsqueeze(0) for name, part in obs.items()})[1].shape == (1, 5)
 
 
+class Pretrained(nn.Module):
+    """Has weights of its own, and numbers that no checkpoint has."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(*shape, 4)
+        self.layer.weight.data.fill_(0.5)
+        self.register_buffer("shift", torch.tensor(3.0), persistent=False)
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return self.layer(obs) + self.shift
+
+
+def test_an_encoder_of_ones_own_keeps_its_weights_and_its_numbers() -> None:
+    config = Config(network=Network(encoder=f"{__name__}:Pretrained", hidden_sizes=(4,)))
+    agent = Agent(spaces(S.Box(-1, 1, (3,))), config.network)
+    assert torch.equal(agent.encoder.features.own.layer.weight, torch.full((4, 3), 0.5))
+    content = {"agent": agent.state_dict(), "spaces": asdict(agent.spaces), "config": asdict(config)}
+    again, obs = agent_of(content, allow_import=True), torch.randn(5, 3)
+    assert torch.equal(again(obs)[1], agent(obs)[1])
+
+
+class Dropping(nn.Dropout):
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+
+
+def test_normalized_numbers_may_have_no_dimension() -> None:
+    space = S.Dict({"a": S.Box(-9, 9, (), np.float32), "b": S.Box(-9, 9, (2,), np.float32)})
+    agent = Agent(spaces(space), Network(normalize_obs=True))
+    _, value = agent({"a": torch.tensor(1.0), "b": torch.ones(2)})
+    _, values = agent({"a": torch.ones(3), "b": torch.ones(3, 2)})
+    assert torch.allclose(values, value.expand(3))
+
+
 @pytest.mark.parametrize(
     ("space", "network", "message"),
     [
@@ -111,6 +150,11 @@ def test_an_encoder_of_ones_own_gets_floats_in_rows() -> None:
             "--actor-keys y: must be a key .* has image, which, x",
         ),
         (DICT, Network(encoder="no.module:Here"), "--encoder no.module:Here: ModuleNotFoundError"),
+        (
+            DICT,
+            Network(encoder=f"{__name__}:Dropping"),
+            "--encoder .*:Dropping: its Dropping: acts otherwise in training",
+        ),
     ],
 )
 def test_what_cannot_be_encoded_is_said_in_one_line(space: gym.Space, network: Network, message: str) -> None:
