@@ -108,16 +108,17 @@ def t_quantile(freedom: int) -> float:
 def text(policy: Trained, results: dict[str, Any], *, sampled: bool) -> str:
     """The statistics for a person."""
     mean, interval = results["mean"], results["confidence_95"]
-    low, high = interval or (None, None)
     lines = [
         described(policy),
         f"  {'sampled' if sampled else 'greedy'} policy, {results['episodes']:,} episodes",
         f"  return   {number(mean)} ± {number(results['std'], mean)} (standard deviation),"
         f" from {number(results['min'], mean)} to {number(results['max'], mean)}, median"
         f" {number(results['median'], mean)}",
-        f"  mean     between {number(low, mean)} and {number(high, mean)} with 95 % confidence",
         f"  length   {results['mean_length']:,.1f}, from {results['min_length']:,} to {results['max_length']:,} steps",
     ]
+    if interval:
+        low, high = (number(bound, mean) for bound in interval)
+        lines.insert(3, f"  mean     between {low} and {high} with 95 % confidence")
     if results["unfinished"]:
         lines.append(f"  {results['unfinished']:,} episodes were cut after {policy.max_steps:,} steps")
     return "\n".join(lines)
