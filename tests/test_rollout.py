@@ -25,7 +25,7 @@ from rl.rollout import Collector, Rollout, TensorCollector, make_collector
 from rl.run.checkpoint import read_checkpoint
 from rl.run.run import Run
 from tests import seeing  # noqa: F401 (registers environments)
-from tests.programs.launch import scalars, start, succeeded
+from tests.programs.launch import ROOT, scalars, start, succeeded
 
 
 @pytest.fixture(autouse=True)
@@ -184,7 +184,8 @@ print((peak() - before) / sum(field.nbytes for field in tree.leaves(rollout)))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what memory a process has taken")
-def test_collecting_frames_takes_little_more_memory_than_the_rollout() -> None:
+def test_collecting_frames_takes_little_more_memory_than_the_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     output = succeeded(start(sys.executable, "-c", PEAK))
     assert 0.8 < float(output) < 1.5  # 6.7 if small tensors of each step are kept between frames
 
