@@ -71,11 +71,12 @@ def program_in_ranks(
         code, deadline = 0, time.monotonic() + TIMEOUT_SECONDS
         while running := [process for process in processes if process.exitcode is None]:
             multiprocessing.connection.wait([process.sentinel for process in running], timeout=1)
-            if code == 0 and (code := next((p.exitcode for p in running if p.exitcode), 0)):
+            if code == 0 and (code := next((p.exitcode for p in processes if p.exitcode), 0)):
                 deadline = min(deadline, time.monotonic() + 30)  # a launcher would end the others at once
             if time.monotonic() > deadline:
                 for process in running:
                     process.kill()
+        code = code or next((process.exitcode for process in processes if process.exitcode), 0)
         text = {name: "".join((Path(outputs) / f"{name}{n}").read_text() for n in range(ranks)) for name in STREAMS}
     return subprocess.CompletedProcess(command, code, text["stdout"], text["stderr"])
 
