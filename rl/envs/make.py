@@ -98,8 +98,8 @@ class _Batch(NamedTuple):
 
 def _as_tensors(config: EnvConfig, batch: _Batch, *, where: str) -> Envs:
     if batch.in_tensors:
-        envs: Any = VectorTensorEnvs(batch.envs, config.env_id, timeout_seconds=config.env_timeout, where=where)
         _refuse_lives(config)
+        envs: Any = VectorTensorEnvs(batch.envs, config.env_id, timeout_seconds=config.env_timeout, where=where)
     else:
         envs = GymEnvs(
             batch.envs,
