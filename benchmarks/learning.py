@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 from programs import ROOT, launched, logged_in
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 MILLION = "--total-timesteps 1000000 --eval-episodes 20"
 TASKS = {
@@ -197,9 +198,21 @@ def results_in(logs: Path, began_at: float) -> dict[str, Any]:
         "greedy_std": round(std.value, 3),
         "eval_episodes": json.loads(config.read_text())["eval_episodes"],
         "sampled_return": round(training[-1].value, 3),
+        "sampled_return_1000": round(last_episodes(events, 1000), 3),
         "steps": mean.step,
         "curve": [[(e := training[i]).step, round(e.wall_time - began_at, 1), round(e.value, 2)] for i in chosen],
     }
+
+
+def last_episodes(events: EventAccumulator, wanted: int) -> float:
+    """The mean return of the last training episodes: as many as wanted, and the others that were logged with them."""
+    number, total = 0.0, 0.0
+    counts = {event.step: event.value for event in events.Scalars("Count/episodes")}
+    for event in reversed(events.Scalars("Rewards/rew_avg")):
+        number, total = number + counts[event.step], total + counts[event.step] * event.value
+        if number >= wanted:
+            break
+    return total / number
 
 
 def machine() -> dict[str, Any]:
