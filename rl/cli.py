@@ -125,7 +125,7 @@ def check_versions() -> None:
             [int(part) for part in found.split(".")[:2]] >= [int(part) for part in least.split(".")],
             name,
             found,
-            f"is too old; must be {least} or later: pip install -r requirements.txt",
+            f"is too old; must be {least} or later: pip install '{name}>={least}'",
         )
 
 

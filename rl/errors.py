@@ -84,6 +84,11 @@ def require(condition: bool, flag: str, value: object, right: str) -> None:
         raise UserError(f"{flag} {value}: {right}")
 
 
+def install(extra: str) -> str:
+    """The command that installs what an extra of this package names."""
+    return f"pip install 'fabric-rl[{extra}]'"
+
+
 def one_line(text: str, most: int = 300) -> str:
     """The text without line breaks and unprintable characters, cut to `most` characters."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

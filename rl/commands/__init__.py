@@ -4,6 +4,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from rl.errors import UserError
+
 COMMANDS = {
     "play": "watch a trained policy in a window, or film it",
     "evaluate": "mean return of a trained policy, with its confidence interval",
@@ -12,6 +14,7 @@ COMMANDS = {
     "runs": "list the runs in a folder",
     "plot": "draw learning curves",
     "envs": "list the environments that can be trained here",
+    "where": "print the path of a program, for launchers: fabric run $(rl where train_fabric)",
 }
 HELP = "\n".join(
     (
@@ -20,7 +23,7 @@ HELP = "\n".join(
         *(f"  {name:<10}{does}" for name, does in COMMANDS.items()),
         "",
         "RUN is a run's folder, a checkpoint in it, or --last: the run that changed last below --log-dir.",
-        "rl COMMAND --help has the flags of a command. Training itself: python train_fabric.py --help",
+        "rl COMMAND --help has the flags of a command. Training itself: python -m train_fabric --help",
     )
 )
 
@@ -31,9 +34,15 @@ def main(words: Sequence[str] | None = None) -> None:
     if name in ("-h", "--help"):
         print(HELP)
         return
-    if name not in COMMANDS:
-        print(f"error: {name!a}: is no command; must be one of {', '.join(COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
+    try:
+        if name not in COMMANDS:
+            raise UserError(f"{name!a}: is no command; must be one of {', '.join(COMMANDS)}")
+        if name == "where":  # a part of other commands, so that it should not wait for torch
+            importlib.import_module("rl.commands.where").command(rest)
+            return
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     from rl.cli import for_any_reader, mend_streams
     from rl.reporting import reported
 

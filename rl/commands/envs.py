@@ -13,7 +13,7 @@ from rl.commands.of_run import read
 from rl.commands.text import table
 from rl.envs.families import FAMILIES, register_family
 from rl.envs.tensor_envs import TENSOR_ENVS
-from rl.errors import UserError
+from rl.errors import UserError, install
 from rl.recipes import recipe_for
 
 MOST_OF_A_FAMILY = 30  # that are listed unless one asks for them
@@ -77,7 +77,7 @@ def all_known() -> Iterator[Known]:
     """Every environment, by family and id; a family that is not installed has one entry."""
     before = {*gym.registry}
     absent = [
-        Known(f"{start}…", start[:-1], missing=f"pip install 'rl[{family.extra}]'")
+        Known(f"{start}…", start[:-1], missing=install(family.extra))
         for start, family in FAMILIES.items()
         if not is_installed(start)
     ]

@@ -10,15 +10,11 @@ from pathlib import Path
 
 import tyro
 
-import rl
 from rl.commands.of_run import checkpoint_of, folder_of, read_known
+from rl.commands.where import PROGRAMS, path_of
 from rl.config import CONFIGS
 from rl.errors import UserError
 from rl.run.checkpoint import Content, read_checkpoint
-
-DECOUPLED = "train_fabric_decoupled"
-PROGRAMS = {"fabric_logs": "train_fabric", "fabric_decoupled_logs": DECOUPLED, "torch_logs": "train_torch"}
-"""The programs that come along, by the folder of their runs."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +43,17 @@ def command_for(content: Content, folder: Path, resumed: str, others: Sequence[s
     """The command that resumes a run.
 
     Raises:
-        UserError: The program or its learner is not of this package, or is not here.
+        UserError: The program or its learner is not of this package.
     """
     by_hand = f"add --resume {shlex.quote(resumed)} to the command that started it"
     name, learner = PROGRAMS.get(folder.parent.name), content["learner"]
     if name is None or learner not in CONFIGS:
         what = f"of a learner of your own ({learner})" if name else "not in the folder of a program that comes along"
         raise UserError(f"{folder}: is {what}; {by_hand}")
-    places = (Path(rl.__file__).parent.parent, Path.cwd())
-    program = next((str(place / f"{name}.py") for place in places if (place / f"{name}.py").is_file()), None)
-    if program is None:
-        raise UserError(f"{folder}: {name}.py is neither beside the package nor in the working folder; {by_hand}")
     # Only a learner that is named before all flags has flags of its own.
     named = [learner] if learner != "ppo" else []
     launched = launcher(name, len(content["ranks"]), on_gpus=bool(content["config"]["cuda"]))
-    return [*launched, program, *named, "--resume", resumed, *others]
+    return [*launched, str(path_of(name)), *named, "--resume", resumed, *others]
 
 
 def launcher(program: str, num_ranks: int, *, on_gpus: bool) -> list[str]:
@@ -75,5 +67,5 @@ def launcher(program: str, num_ranks: int, *, on_gpus: bool) -> list[str]:
     if fabric is None:
         raise UserError("fabric: is not installed; pip install lightning")
     # On CPUs, also the decoupled program may have more ranks than there are GPUs; --cuda holds all the same.
-    accelerator = "cuda" if on_gpus and program != DECOUPLED else "cpu"
+    accelerator = "cuda" if on_gpus and program != "train_fabric_decoupled" else "cpu"
     return [fabric, "run", f"--devices={num_ranks}", f"--accelerator={accelerator}"]

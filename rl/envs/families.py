@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from rl.envs.failures import progress
-from rl.errors import UserError
+from rl.errors import UserError, install
 
 
 class MinAtarGame(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -75,5 +75,5 @@ def register_family(env_id: str) -> None:
             try:
                 register()
             except ImportError as error:
-                raise UserError(f"--env-id {env_id}: {error}; pip install 'rl[{extra}]'") from error
+                raise UserError(f"--env-id {env_id}: {error}; {install(extra)}") from error
             progress()

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from rl.errors import UserError
+from rl.errors import UserError, install
 
 
 class Pool(gym.vector.VectorEnv[Any, Any, Any]):
@@ -22,7 +22,7 @@ class Pool(gym.vector.VectorEnv[Any, Any, Any]):
         try:
             import envpool
         except ImportError as error:
-            raise UserError("--vectorization envpool: needs EnvPool; pip install 'rl[envpool]', or use sync") from error
+            raise UserError(f"--vectorization envpool: needs EnvPool; {install('envpool')}, or use sync") from error
         if env_id not in envpool.list_all_envs():
             raise UserError(f"--vectorization envpool: EnvPool has no {env_id}; use sync or async")
         self.make = envpool.make_gymnasium

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rl.dist.launch import rank
-from rl.errors import UserError
+from rl.errors import UserError, install
 
 MULTIPLE = 16  # what float8 instructions want both sizes of a weight matrix to be a multiple of
 FLOAT8_CAPABILITY = (8, 9)  # the first compute capability with float8 instructions
@@ -19,7 +19,7 @@ FLOAT8_CAPABILITY = (8, 9)  # the first compute capability with float8 instructi
 def check_float8() -> None:
     """Raises `UserError` if torchao is missing."""
     if importlib.util.find_spec("torchao") is None:
-        raise UserError("--fp8: needs torchao; install it with: pip install -e '.[fp8]'")
+        raise UserError(f"--fp8: needs torchao; {install('fp8')}")
 
 
 def to_float8(policy: nn.Module, device: torch.device) -> None:

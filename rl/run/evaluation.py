@@ -22,7 +22,7 @@ from rl.envs.make import make_envs, making
 from rl.envs.masks import KEY, Mask, allows_one, checked
 from rl.envs.observations import as_arrays, part_of
 from rl.envs.types import Envs
-from rl.errors import EnvError, UserError
+from rl.errors import EnvError, UserError, install
 from rl.models.agent import Agent
 from rl.run.checkpoint import agent_of, read_checkpoint
 from rl.seeding import ACTION, Noise, evaluation_seed
@@ -157,7 +157,7 @@ def film_run(config: Config[Any], policy: Agent, path: Path) -> None:
 def check_video(config: EnvConfig) -> None:
     """Raises `UserError` if no episode can be filmed."""
     if importlib.util.find_spec("moviepy") is None:
-        raise UserError("--capture-video: needs moviepy; install it with: pip install -e '.[video]'")
+        raise UserError(f"--capture-video: needs moviepy; {install('video')}")
     try:
         with making(config):
             if config.is_atari():  # whose frames show the game

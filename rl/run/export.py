@@ -93,7 +93,7 @@ def format_of(path: Path) -> Format:
 def metadata_of(agent: Agent, content: Content) -> dict[str, str]:
     """What a program needs to know of a policy, as text."""
     try:
-        own = version("rl")
+        own = version("fabric-rl")
     except PackageNotFoundError:
         own = "unknown"
     return {

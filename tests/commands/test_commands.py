@@ -13,8 +13,9 @@ from rl.run.checkpoint import read_checkpoint, write_checkpoint
 from tests.programs.launch import ROOT
 
 
-def test_help_names_every_command_and_imports_neither_torch_nor_tyro() -> None:
-    code = "import sys; from rl.commands import main; main(['--help']); print({'torch', 'tyro'} & {*sys.modules})"
+def test_help_names_every_command_and_imports_no_torch_nor_does_where() -> None:
+    code = "import sys; from rl.commands import main; main(['where', 'train_fabric']); main(['--help'])"
+    code += "; print({'torch'} & {*sys.modules})"
     variables = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -23,8 +24,8 @@ def test_help_names_every_command_and_imports_neither_torch_nor_tyro() -> None:
         check=True,
         env=variables,
     )
-    *lines, imported = result.stdout.splitlines()
-    assert imported == "set()"
+    path, *lines, imported = result.stdout.splitlines()
+    assert (path, imported) == (str(ROOT / "train_fabric.py"), "set()")
     for name, does in COMMANDS.items():
         assert any(line.split() == [name, *does.split()] for line in lines)
 
@@ -50,7 +51,7 @@ def test_last_is_the_run_that_changed_last(run: Path, rl_: Callable[..., str], t
 
 
 MISTAKES = [
-    ("pley RUN", 2, "'pley': is no command; must be one of play, evaluate, export, resume, runs, plot, envs"),
+    ("pley RUN", 2, "'pley': is no command; must be one of play, evaluate, export, resume, runs, plot, envs, where"),
     ("evaluate nowhere", 66, "nowhere: does not exist; must be a run's folder, a checkpoint, or --last"),
     ("evaluate .", 66, ".: has no checkpoint; must be a run's folder, a checkpoint, or --last"),
     ("play --last", 66, "--last: there is no run in logs; name another folder with --log-dir"),
@@ -64,6 +65,7 @@ MISTAKES = [
     ("plot RUN --tag Loss/nothing", 66, "--tag Loss/nothing: no run has logged it"),
     ("plot nowhere", 66, "nowhere: does not exist; must be a run's folder"),
     ("resume RUN/last.ckpt/x", 66, "does not exist; must be a run's folder, a checkpoint, or --last"),
+    ("where train", 2, "'train': is no program; must be one of train_fabric, train_fabric_decoupled, train_torch"),
     ("envs Pong-v9", 2, "Pong-v9: is in no id that is registered; an id of your module is given as module:id"),
 ]
 

@@ -189,7 +189,7 @@ def test_environments_are_listed_with_their_forms(rl_: Run, monkeypatch: pytest.
 def test_a_package_that_is_not_installed_is_listed(rl_: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rl.envs.families.FAMILIES", {"Nowhere/": Family(partial(import_module, "nowhere"), "far")})
     monkeypatch.setattr("rl.commands.envs.FAMILIES", families.FAMILIES)
-    assert "\nNowhere (missing: pip install 'rl[far]')\n  Nowhere/…\n" in rl_("envs", "nowhere")
+    assert "\nNowhere (missing: pip install 'fabric-rl[far]')\n  Nowhere/…\n" in rl_("envs", "nowhere")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(-1, "0 s"), (59, "59 s"), (3599, "59 min"), (90000, "1 d")])

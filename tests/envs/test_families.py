@@ -1,5 +1,6 @@
 """Environments of other packages: their ids register themselves, and what they return is understood."""
 
+import re
 import sys
 from contextlib import closing
 from typing import Any
@@ -15,7 +16,7 @@ from rl.config import CONFIGS
 from rl.envs.config import EnvConfig, make_single
 from rl.envs.families import FAMILIES
 from rl.envs.make import make_envs
-from rl.errors import UserError
+from rl.errors import UserError, install
 
 S = gym.spaces
 
@@ -76,7 +77,7 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(env_id: str, m
     monkeypatch.setattr(gym, "registry", {})
     for name in ("ale_py", "minatar", "minatar.gym", "minigrid"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=rf"^--env-id {env_id}: .*; pip install 'rl\[{FAMILIES[start].extra}\]'$"):
+    with pytest.raises(UserError, match=rf"^--env-id {env_id}: .*; {re.escape(install(FAMILIES[start].extra))}$"):
         make_envs(EnvConfig(env_id))
 
 

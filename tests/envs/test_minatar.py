@@ -99,5 +99,5 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for env_id in [name for name in gym.registry if name.startswith("MinAtar/")]:
         monkeypatch.delitem(gym.registry, env_id)
     monkeypatch.setitem(sys.modules, "minatar.gym", None)
-    with pytest.raises(UserError, match=rf"^--env-id {ID}: .*minatar.*; pip install 'rl\[minatar\]'$"):
+    with pytest.raises(UserError, match=rf"^--env-id {ID}: .*minatar.*; pip install 'fabric-rl\[minatar\]'$"):
         make_envs(EnvConfig(ID))

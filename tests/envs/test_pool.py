@@ -76,7 +76,7 @@ def test_what_envpool_does_not_have_is_named(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UserError, match=r"^--vectorization envpool: EnvPool has no CustomEnv-v0; use sync or async$"):
         make_envs(config_of("CustomEnv-v0"))
     monkeypatch.setitem(sys.modules, "envpool", None)
-    with pytest.raises(UserError, match=r"^--vectorization envpool: needs EnvPool; pip install 'rl\[envpool\]'"):
+    with pytest.raises(UserError, match=r"^--vectorization envpool: needs EnvPool; pip install 'fabric-rl\[envpool\]'"):
         make_envs(config_of("CartPole-v1"))
 
 

@@ -85,5 +85,5 @@ def test_it_runs_under_autocast_and_answers_in_float32(autocast: torch.dtype | N
 
 def test_without_torchao_the_flag_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"--fp8: needs torchao; install it with: pip install -e '.\[fp8\]'"):
+    with pytest.raises(UserError, match=r"--fp8: needs torchao; pip install 'fabric-rl\[fp8\]'"):
         parse(["--fp8"], CONFIGS).check()
