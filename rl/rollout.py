@@ -222,7 +222,7 @@ def make_collector(
     policy: Agent,
     *,
     seed: int,
-    first_env: int,
+    first_env: int = 0,
     execution: Execution | None = None,
     keeps_next_obs: bool = True,
 ) -> AnyCollector:

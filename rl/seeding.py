@@ -81,7 +81,7 @@ class Shuffle:
     """
 
     def __init__(
-        self, seed: int, rank: int, world_size: int, *, shared: bool, device: torch.device | str = "cpu"
+        self, seed: int, rank: int = 0, world_size: int = 1, *, shared: bool = False, device: torch.device | str = "cpu"
     ) -> None:
         self.generator = torch.Generator(device).manual_seed(derive(seed, _SHUFFLE, 0 if shared else rank))
         self.part, self.num_parts = (rank, world_size) if shared else (0, 1)
