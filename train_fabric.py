@@ -23,6 +23,7 @@ from rl.dist.ranks import Ranks
 from rl.errors import UserError, require
 from rl.learners.learner import Metrics, gradient_metrics
 from rl.run.folder import RunFolder, join_ranks
+from rl.run.loggers import make_loggers
 from rl.session import Session
 
 PROGRAM = "fabric_logs"  # the folder of its runs, below --log-dir
@@ -32,9 +33,9 @@ def main(config: Config[Any]) -> None:
     """One training run."""
     with Session(config, PROGRAM, config.device()) as session:
         join_ranks(config, "nccl" if config.cuda else "gloo", session.folder)
-        logger = make_logger(session.folder)
+        loggers = make_loggers(config, session.folder, tensorboard)
         accelerator = os.environ.get("LT_ACCELERATOR", session.device.type)
-        fabric = Fabric(accelerator=accelerator, loggers=logger, precision=precision_flag(config))
+        fabric = Fabric(accelerator=accelerator, loggers=cast(Any, loggers), precision=precision_flag(config))
         agent = session.make_agent(Ranks.of(), *precision_of(fabric))
         gradient_step: Callable[[Any], Metrics]
         if session.execution.mode == "eager":
@@ -42,7 +43,7 @@ def main(config: Config[Any]) -> None:
         else:  # GPUs, and long runs on a CPU: the same arithmetic compiled, since most of an eager step is overhead
             gradient_step = session.compiled_step()
 
-        run, learner = session.start(logger), session.learner
+        run, learner = session.start(loggers), session.learner
         for _ in run.updates():
             with run.timed("collect"), torch.no_grad(), session.autocast():
                 rollout = learner.collect(session.collector)
@@ -76,7 +77,7 @@ def eager_step(session: Session, fabric: Fabric, module: nn.Module) -> Callable[
     return gradient_step
 
 
-def make_logger(folder: RunFolder) -> TensorBoardLogger:
+def tensorboard(folder: RunFolder) -> TensorBoardLogger:
     """TensorBoard in the run's folder; points of updates that a resumed run repeats are hidden."""
     return TensorBoardLogger(folder.path, name="", version="", default_hp_metric=False, purge_step=folder.purge_step)
 

@@ -22,20 +22,20 @@ from rl.config import DecoupledConfig
 from rl.dist.launch import local_rank, local_world_size, on_first_machine, rank, world_size
 from rl.dist.ranks import Ranks
 from rl.errors import require
-from rl.exchange import PLAYER, Exchange, Order
+from rl.exchange import PLAYER, Exchange
 from rl.learners.learner import Metrics
 from rl.rollout import make_collector
 from rl.run.control import ASKED
 from rl.run.folder import join_ranks
+from rl.run.loggers import make_loggers
+from rl.run.orders import follow, order_of
 from rl.session import Session, one_env
-from train_fabric import eager_step, make_logger, precision_flag, precision_of, told_to_fabric
+from train_fabric import eager_step, precision_flag, precision_of, tensorboard, told_to_fabric
 
 ALONE = Ranks()
 CPU = torch.device("cpu")
 TRAINER_METRICS = (
     "Info/grad_norm",
-    "Count/skipped_steps",
-    "Info/learning_rate",
     "Time/trainer_wait_seconds",
     "Time/learn_seconds",
     *ASKED,
@@ -60,7 +60,8 @@ def player(config: DecoupledConfig) -> None:
         group_trainers(config)
         session.make_agent(ALONE, *precision_of(fabric_on(session.device, config)), learns=False)
         exchange = make_exchange(config, session)
-        run = session.start(make_logger(session.folder), policy=session.agent, exchange=exchange)
+        loggers = make_loggers(config, session.folder, tensorboard)
+        run = session.start(loggers, policy=session.agent, exchange=exchange)
         learner = session.learner
 
         def take_weights() -> None:
@@ -75,15 +76,15 @@ def player(config: DecoupledConfig) -> None:
                 estimates = session.estimate(rollout)
                 samples, metrics = learner.prepare(rollout, estimates, run.sum(estimates.sums, rollout))
             run.record_rollout(rollout, metrics)
-            run.record({"Info/transfer_bytes": exchange.num_bytes})
+            if run.update == 0:  # every update's are as many
+                run.record({"Info/transfer_bytes": exchange.num_bytes})
 
             # With --overlap the trainers learned from the last rollout while this one was collected.
             if exchange.awaits_weights():
                 take_weights()
             run.control.read()
             with run.timed("transfer"):
-                last = run.fraction_done(run.control.num_steps) >= 1
-                exchange.send_rows(samples, Order(run.control.save, run.control.stop, last, done))
+                exchange.send_rows(samples, order_of(run, done))
             if not config.overlap:
                 take_weights()
 
@@ -110,8 +111,8 @@ def trainer(config: DecoupledConfig) -> None:
             gradient_step = session.compiled_step()
         exchange = make_exchange(config, session)
 
-        run = session.start(None)
-        for samples in run.follow(exchange):
+        run = session.start()
+        for samples in follow(run, exchange):
             with run.timed("learn"):
                 for minibatch in session.minibatches(samples):
                     if run.learned(gradient_step(minibatch)):
@@ -143,7 +144,8 @@ def make_exchange(config: DecoupledConfig, session: Session) -> Exchange:
     names = (
         *metrics,
         *TRAINER_METRICS,
-        *(["Info/loss_scale"] if config.cuda and config.precision == "16-mixed" else []),
+        *(["Info/learning_rate"] if config.learner.schedule != "constant" else []),
+        *(["Info/loss_scale", "Count/skipped_steps"] if config.cuda and config.precision == "16-mixed" else []),
     )
     return Exchange(
         agent,

@@ -190,7 +190,7 @@ def results_in(logs: Path, began_at: float) -> dict[str, Any]:
     """Returns, steps and curve of the run that logged there; a curve's seconds count from `began_at`."""
     (config,) = logs.glob("*/*/config.json")
     events = logged_in(logs)
-    (mean,), (std,) = events.Scalars("Test/cumulative_reward"), events.Scalars("Test/return_std")
+    mean, std = (events.Scalars(tag)[-1] for tag in ("Test/cumulative_reward", "Test/return_std"))
     training = events.Scalars("Rewards/last_100_episodes")
     chosen = np.unique(np.linspace(0, len(training) - 1, min(len(training), MAX_POINTS)).round().astype(int))
     return {

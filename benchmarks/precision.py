@@ -80,7 +80,7 @@ def main(arguments: Arguments) -> None:
         started = [(row, [pool.submit(train, arguments, seed, *row) for seed in seeds]) for row in rows]
         for (task, precision, width), futures in started:
             runs = [future.result() for future in futures]
-            greedy = sorted(run["Test/cumulative_reward"][0] for run in runs)
+            greedy = sorted(run["Test/cumulative_reward"][-1] for run in runs)
             sampled = sorted(run.get("Rewards/last_100_episodes", [float("nan")])[-1] for run in runs)
             speed = statistics.median(statistics.median(run["Time/step_per_second"]) for run in runs)
             memory = statistics.median(run["memory_mib"][0] for run in runs)

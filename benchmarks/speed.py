@@ -103,7 +103,7 @@ def ours(problem: Problem, way: Way) -> dict[str, Any]:
         "collect_share": collect / (collect + learn),
         "compile_seconds": scalars.get("Time/compile_seconds", [0.0])[-1],
         "memory_mib": scalars["memory_mib"][0],
-        "greedy_return": scalars["Test/cumulative_reward"][0],
+        "greedy_return": scalars["Test/cumulative_reward"][-1],
     }
     if solved is not None:
         until = scalars["step"].index(solved) + 1

@@ -32,6 +32,8 @@ from rl.reporting import note
 LARGEST = {"num_envs": 2**20, "eval_episodes": 100_000}
 LARGEST |= dict.fromkeys(("update_epochs", "updates_per_collection", "episodes_per_env"), 10_000)
 
+LEARNER_NAME = "learner_name"  # in config.json
+NUM_EVALUATIONS = 10  # of a run, if no flag says when to evaluate
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
 LearnerType = TypeVar("LearnerType", bound=LearnerConfig, covariant=True)
 
@@ -65,7 +67,7 @@ class Config(Generic[LearnerType]):
     capture_video: bool = False
     """Film episodes during and after training, into train_videos/ and test_videos/ of the run's folder."""
     eval_episodes: int = 10
-    """Number of greedy episodes to evaluate after training."""
+    """Number of greedy episodes of an evaluation, during training and after it."""
     max_eval_steps: int = 10_000
     """Steps after which an episode of the evaluation is cut off."""
     log_dir: str = "logs"
@@ -110,6 +112,10 @@ class Config(Generic[LearnerType]):
     def last_step(self) -> int:
         """Number of environment steps after which the run ends."""
         return self.total_timesteps if self.learner.whole_episodes else self.num_updates() * self.steps_per_update()
+
+    def eval_every(self) -> int:
+        """Environment steps from one evaluation during training to the next."""
+        return self.keep.eval_every or math.ceil(self.last_step() / NUM_EVALUATIONS)
 
     def make_envs(self, device: torch.device) -> Envs:
         """The environments of a rank; those written in tensors are tested first.

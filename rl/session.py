@@ -1,7 +1,7 @@
 """Assembles what every program needs, and closes all of it whatever happens."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -21,7 +21,7 @@ from rl.models.float8 import to_float8
 from rl.optimization import AUTOCAST, GradientStep, make_adam
 from rl.rollout import AnyCollector, Rollout, make_collector
 from rl.run.folder import RunFolder, open_folder
-from rl.run.logger import Logger
+from rl.run.loggers import Logger
 from rl.run.run import Run
 from rl.run.state import State, Stateful, learning
 from rl.seeding import Shuffle
@@ -110,7 +110,7 @@ class Session:
             self.optimizer = make_adam(self.weights, flags.learning_rate, eps=flags.adam_eps, fused=fused)
         return self.agent
 
-    def start(self, logger: Logger | None, **own: Stateful) -> Run:
+    def start(self, loggers: Sequence[Logger] = (), **own: Stateful) -> Run:
         """The run, restored from its checkpoint if it is resumed; `own` is additional state of this rank."""
         config, ranks = self.config, self.ranks
         state = self.state = State(own=own)
@@ -136,7 +136,7 @@ class Session:
             state.shared = learning(self.agent, vector, self.optimizer, self.scaler)
             adam = (*self.optimizer.state[vector].values(), self.optimizer.param_groups[0]["lr"])
             state.replicas = (vector, *adam, *self.agent.buffers())
-        run = Run(self, logger)
+        run = Run(self, loggers)
         if self.plays:
             state.own["run"] = run
         return self.closing.enter_context(run)

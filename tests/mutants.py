@@ -274,9 +274,9 @@ MUTANTS = (
     ),
     Mutant(
         "TensorBoard shows updates twice",
-        "train_torch.py",
-        "TensorBoardWriter(session.folder.path, session.folder.purge_step)",
-        "TensorBoardWriter(session.folder.path)",
+        "rl/run/loggers.py",
+        "SummaryWriter(str(self.folder.path), purge_step=self.folder.purge_step)",
+        "SummaryWriter(str(self.folder.path))",
         "tests/run/test_resume.py -k same_bits",
     ),
     Mutant(

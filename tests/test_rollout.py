@@ -127,7 +127,7 @@ def test_a_run_counts_and_takes_real_steps_and_not_those_in_which_environments_o
     with torch.enable_grad():
         train_torch.main(parse([learner, *flags.split(), "--learning-rate", "3e-3"], CONFIGS))
     (folder,) = Path("logs/torch_logs").iterdir()
-    steps = [step for step, _ in scalars(folder)["Count/steps"]]
+    steps = [step for step, _ in scalars(folder)["Count/episodes"]]
     assert steps == list(itertools.accumulate(num_real))
     assert steps[-2] < 1920 <= steps[-1]
     if learner == "ppo":

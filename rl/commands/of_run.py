@@ -13,6 +13,7 @@ import tyro
 from rl.arguments import value_of
 from rl.cli import OPTIONAL, tyros_terminal
 from rl.commands.text import MISSING
+from rl.config import LEARNER_NAME
 from rl.envs.config import EnvConfig
 from rl.errors import NothingToResumeError, UserError, one_line
 from rl.models.agent import Agent
@@ -146,8 +147,8 @@ class About(NamedTuple):
 def about(folder: Path) -> About:
     """What a run is of; anyone may have written its flags, and an earlier version has others."""
     config = json.loads((folder / CONFIG).read_text())
-    try:
-        learner = learner_with(config["learner"].keys(), str(folder))
+    try:  # a run of an earlier version does not say it
+        learner = config.get(LEARNER_NAME) or learner_with(config["learner"].keys(), str(folder))
     except (AttributeError, UserError):
         learner = MISSING  # of the user's own
     env = config["env"] if isinstance(config["env"], dict) else {}

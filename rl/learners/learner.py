@@ -195,6 +195,8 @@ def gradient_metrics(norm: Tensor, ranks: Ranks, *, scaled: bool) -> Metrics:
 
     With a scaled loss, a norm that is not finite is no error: fp16 has overflowed, and the step is skipped.
     """
+    if not scaled:
+        return {"Info/grad_norm": norm}
     finite = norm.isfinite()
     skipped = (~finite).float() / ranks.size  # summed over ranks
-    return {"Info/grad_norm": torch.where(finite, norm, 0.0) if scaled else norm, "Count/skipped_steps": skipped}
+    return {"Info/grad_norm": torch.where(finite, norm, 0.0), "Count/skipped_steps": skipped}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rl.arguments import flag_of, in_new_spelling, learner_of, value_of
-from rl.config import CONFIGS, Config, DecoupledConfig, flat
+from rl.config import CONFIGS, LEARNER_NAME, Config, DecoupledConfig, flat
 from rl.envs.options import yaml_text, yaml_types
 from rl.errors import UserError, described, require
 from rl.reporting import note
@@ -135,7 +135,9 @@ def recipe_of(text: str, name: str) -> Recipe:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"--config {name}: must hold flags and their values, such as `learning-rate: 1e-4`")
     if all(isinstance(values.get(group), dict) for group in GROUPS):
-        learner = learner_with(values["learner"].keys(), name)
+        learner = values.pop(LEARNER_NAME, None) or learner_with(values["learner"].keys(), name)
+        if learner not in CONFIGS:
+            raise UserError(f"--config {name}: is of a learner that this program does not have ({learner})")
         left_out = {*COMMAND_LINE_ONLY, "log_dir"}  # as for a resumed run
         values = {field: value for field, value in flat(values).items() if field not in left_out}
     else:

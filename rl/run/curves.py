@@ -1,5 +1,6 @@
-"""The learning curves of runs, read from TensorBoard's files in their folders."""
+"""The learning curves of runs, read from the logs in their folders."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -7,9 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rl.run.loggers import LINES
+
 Vector = NDArray[np.float64]
 RETURN = "Rewards/last_100_episodes"
-STEPS, SPEED = "Count/steps", "Time/step_per_second"  # of the updates between two points
+SPEED = "Time/step_per_second"  # of the updates between two points
 
 
 class Curve(NamedTuple):
@@ -22,18 +25,26 @@ class Curve(NamedTuple):
 
 def read_curve(folder: Path, tag: str = RETURN) -> Curve:
     """The curve of a scalar, which has no points if the run has not logged it."""
-    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+    (steps, values), (at, speeds) = scalars(folder, tag, SPEED)
+    if not len(at):
+        return Curve(steps, np.zeros(len(steps)), values)
+    seconds = np.cumsum(np.diff(at, prepend=0) / speeds)
+    return Curve(steps, np.interp(steps, at, seconds), values)
 
-    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()
-    known = events.Tags()[SCALARS]
-    steps, values, counts, speeds = (
-        np.array([getattr(event, field) for event in events.Scalars(name)] if name in known else [], np.float64)
-        for name, field in ((tag, "step"), (tag, "value"), (STEPS, "value"), (SPEED, "value"))
-    )
-    if not len(steps):
-        return Curve(steps, steps, values)
-    at = np.array([event.step for event in events.Scalars(STEPS)], np.float64)
-    return Curve(steps, np.interp(steps, at, np.cumsum(counts / speeds)), values)
+
+def scalars(folder: Path, *tags: str) -> list[tuple[Vector, Vector]]:
+    """Steps and values of scalars: from metrics.jsonl where a run has it, which is read faster than TensorBoard's."""
+    if (folder / LINES).exists():
+        points = [json.loads(line) for line in (folder / LINES).read_text().splitlines()]
+        found = {tag: [(point["step"], point[tag]) for point in points if tag in point] for tag in tags}
+    else:
+        from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+        events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()
+        known = {*events.Tags()[SCALARS]} & {*tags}
+        found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in known}
+    tables = (np.array(found.get(tag, []), np.float64).reshape(-1, 2) for tag in tags)
+    return [(table[:, 0], table[:, 1]) for table in tables]
 
 
 def mean_curve(curves: Sequence[Curve], axis: str, num_points: int = 200) -> tuple[Vector, Vector, Vector]:

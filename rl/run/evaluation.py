@@ -37,9 +37,12 @@ class Evaluation(NamedTuple):
     given_up: bool = False  # there was no time, so the returns say nothing about the policy
 
     def metrics(self) -> dict[str, float]:
-        """Mean and standard deviation over the episodes."""
-        std = self.total_return.std(correction=0)
-        return {"Test/cumulative_reward": self.total_return.mean().item(), "Test/return_std": std.item()}
+        """Means and standard deviation over the episodes."""
+        return {
+            "Test/cumulative_reward": self.total_return.mean().item(),
+            "Test/return_std": self.total_return.std(correction=0).item(),
+            "Test/ep_len_avg": self.length.double().mean().item(),
+        }
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rl.config import Config
+from rl.config import LEARNER_NAME, Config
 from rl.dist.launch import meet, rank, world_size
 from rl.errors import CheckpointError, CrashLoopError, EnvError, FolderError, NumericError, RanksError
 from rl.reporting import exit_file, how_ended, note
@@ -51,7 +51,8 @@ class RunFolder:
             if self.file is not None and self.checkpoint is not None and not self.is_new:
                 _set_aside_later(self.path, self.file, self.checkpoint["run"]["update"])
                 _wait_for_later_second(self.path)
-            write_whole(self.path / CONFIG, json.dumps(config.to_dict(), indent=2).encode())
+            flags = {LEARNER_NAME: config.learner_name(), **config.to_dict()}
+            write_whole(self.path / CONFIG, json.dumps(flags, indent=2).encode())
         except OSError as error:
             raise FolderError(f"{self.path}: cannot be written: {error.strerror}") from error
 

@@ -1,4 +1,4 @@
-"""Writes the checkpoints of a run, keeps the best one, and records videos of the agent; on rank 0."""
+"""Evaluates a run's agent, writes its checkpoints, keeps the best one, and records videos; on rank 0."""
 
 import math
 import time
@@ -12,38 +12,63 @@ from rl.models.agent import Agent
 from rl.run.checkpoint import Content
 from rl.run.evaluation import Evaluation, evaluate_run, film_run
 from rl.run.folder import BEST, LAST, PERIODIC, RunFolder
-from rl.run.logger import Logger, say
+from rl.run.logger import say
+from rl.run.loggers import Guarded
 
-MAX_EVALUATION_SHARE = 0.01  # of the run's time, for evaluations at checkpoints
+MAX_EVALUATION_SHARE = 0.05  # of the run's time, for evaluations during training that no flag asks for
 
 
 class Keeper:
-    """Writes the agent into the files of a run, and knows its best return."""
+    """Writes the agent into the files of a run, and knows its best return.
 
-    def __init__(self, config: Config[Any], folder: RunFolder, agent: Agent, logger: Logger) -> None:
+    Evaluations are due after fixed numbers of steps. Without --eval-every, one that is due is left out while they have
+    taken more than their share of the time. That changes the evaluation's curve and which agent is the best, but never
+    the training: an evaluation has environments and seeds of its own.
+    """
+
+    def __init__(self, config: Config[Any], folder: RunFolder, agent: Agent, logger: Guarded) -> None:
         self.config = config
         self.folder = folder
         self.agent = agent
         self.logger = logger
-        self.best_return = -math.inf
-        self.evaluation_seconds = 0.0
+        self.best_return, self.best_step = -math.inf, 0
+        self.evaluation_seconds, self.last_seconds = 0.0, 0.0  # of all evaluations during training; of the last one
         self.failed_writes = 0  # in a row
 
     def state_dict(self) -> dict[str, Any]:
-        return {"evaluation_seconds": self.evaluation_seconds}
+        seconds = {"evaluation_seconds": self.evaluation_seconds, "last_seconds": self.last_seconds}
+        return {"best_step": self.best_step, **seconds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.evaluation_seconds = float(state["evaluation_seconds"])
+        self.last_seconds, self.best_step = float(state.get("last_seconds", 0.0)), int(state.get("best_step", 0))
 
-    def is_best(self, run_seconds: float) -> bool:
-        """Whether the agent is better than at all checkpoints before; false if there is no time to evaluate it."""
-        time_left = MAX_EVALUATION_SHARE * run_seconds - self.evaluation_seconds
-        return self.config.keep.keep_best and time_left > 0 and self._improves(self._evaluate(time_left))
+    def resume(self, best_return: float) -> None:
+        """Goes on from a checkpoint; if the best agent came after it, the run has to find that again."""
+        if (self.folder.path / BEST).exists():
+            self.best_return = best_return
 
-    def write_periodic(self, content: Content, *, is_best: bool) -> Path | None:
+    def is_best(self, step: int, run_seconds: float, fraction: float) -> bool:
+        """Evaluates the agent during training, if there is time; whether it is the best that was evaluated."""
+        max_seconds = self._seconds_left(run_seconds, fraction)
+        if max_seconds <= 0:
+            return False
+        began_at = time.perf_counter()
+        evaluation = evaluate_run(self.config, self.agent, max_seconds)
+        self.last_seconds = time.perf_counter() - began_at
+        self.evaluation_seconds += self.last_seconds
+        if evaluation.given_up:
+            say(f"note: the evaluation after {step:,} steps was given up, since it took over {max_seconds:.0f} s")
+            return False
+        self.logger.log_metrics(evaluation.metrics(), step)
+        return self._improves(evaluation, step)
+
+    def write_best(self, content: Content) -> None:
+        """Writes the best agent; if it cannot, prints a note and keeps the one before."""
+        self._write(BEST, content)
+
+    def write_periodic(self, content: Content) -> Path | None:
         """Writes a checkpoint; if it cannot, prints a note, keeps the one before and returns None."""
-        if is_best:
-            self._write(BEST, content)
         path = self._write(PERIODIC.format(content["run"]["update"]), content)
         self.failed_writes = 0 if path else self.failed_writes + 1
         return path
@@ -57,8 +82,8 @@ class Keeper:
 
     def evaluate_last(self, content: Content) -> Evaluation:
         """Evaluates the final agent, and also writes it as the best one if it is better."""
-        evaluation = self._evaluate()
-        if self.config.keep.keep_best and self._improves(evaluation):
+        evaluation = evaluate_run(self.config, self.agent)
+        if self._improves(evaluation, content["run"]["step"]):
             content["run"]["best_return"] = self.best_return
             for name in (BEST, LAST):
                 self._write(name, content)
@@ -82,16 +107,24 @@ class Keeper:
             return None
         return path
 
-    def _improves(self, evaluation: Evaluation) -> bool:
+    def _improves(self, evaluation: Evaluation, step: int) -> bool:
         """Of equal agents the newest is the best: a greedy policy may be optimal by chance before it has learned."""
         mean_return = evaluation.total_return.mean().item()
-        if evaluation.given_up or mean_return < self.best_return:
+        if not self.config.keep.keep_best or mean_return < self.best_return:
             return False
-        self.best_return = mean_return
+        self.best_return, self.best_step = mean_return, step
         return True
 
-    def _evaluate(self, max_seconds: float = math.inf) -> Evaluation:
-        began_at = time.perf_counter()
-        evaluation = evaluate_run(self.config, self.agent, max_seconds)
-        self.evaluation_seconds += time.perf_counter() - began_at
-        return evaluation
+    def _seconds_left(self, run_seconds: float, fraction: float) -> float:
+        """How long an evaluation may take now, after this fraction of the run; 0 if it is to be left out.
+
+        The first may take what is there for the whole run, so that one whose episodes are long is not given up each
+        time. The other ranks wait meanwhile, which they do no longer than --rank-timeout.
+        """
+        most = self.config.rank_timeout / 2
+        if self.config.keep.eval_every is not None:
+            return most
+        spent = self.evaluation_seconds
+        if spent + self.last_seconds > MAX_EVALUATION_SHARE * run_seconds and self.last_seconds > 0:
+            return 0.0
+        return min(most, MAX_EVALUATION_SHARE * run_seconds / fraction - spent)

@@ -23,14 +23,14 @@ class LearningRate:
         self.steps: list[Metrics] = []  # of this update
 
     def anneal(self, done: float) -> dict[str, Tensor | float]:
-        """Sets the rate after this fraction of the run, unless the learner adapts it; returns it as a metric."""
+        """Sets the rate after this fraction of the run, unless the learner adapts it; a metric, if it changes."""
         if self.rate is None:
             return {}
         scheduled = self.learner.config.learning_rate_at(done)
         if scheduled is None:
             return {"Info/learning_rate": self.rate.clone()}
         self.rate.fill_(scheduled)
-        return {"Info/learning_rate": scheduled}
+        return {"Info/learning_rate": scheduled} if self.learner.config.schedule != "constant" else {}
 
     def adapt(self) -> None:
         """Lets the learner change the rate after an update, by the metrics of its gradient steps."""

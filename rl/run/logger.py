@@ -1,91 +1,13 @@
-"""What a run shows while it trains: TensorBoard scalars, a progress bar, lines of text."""
+"""What a run shows while it trains: a progress bar, or lines of text."""
 
-import contextlib
 import functools
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
-
-
-class Logger(Protocol):
-    """What a run needs of a logger; Lightning's TensorBoardLogger has it."""
-
-    def log_metrics(self, metrics: Any, step: int) -> None: ...
-
-    def log_hyperparams(self, params: Any, metrics: Any, step: int) -> None: ...
-
-    def save(self) -> None: ...
-
-    def finalize(self, status: str) -> None: ...
-
-
-class Guarded:
-    """A `Logger` that stops logging at the first error of the disk, so that the run goes on."""
-
-    def __init__(self, logger: Logger | None) -> None:
-        self.logger = logger
-
-    def log_metrics(self, metrics: Any, step: int) -> None:
-        self._attempt(lambda logger: logger.log_metrics(metrics, step))
-
-    def log_hyperparams(self, params: Any, metrics: Any, step: int) -> None:
-        self._attempt(lambda logger: logger.log_hyperparams(params, metrics, step))
-
-    def save(self) -> None:
-        self._attempt(lambda logger: logger.save())
-
-    def finalize(self, status: str) -> None:
-        self._attempt(lambda logger: logger.finalize(status))
-
-    def _attempt(self, write: Callable[[Logger], None]) -> None:
-        if self.logger is None:
-            return
-        try:
-            write(self.logger)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self.logger.finalize("failed")
-            self.logger = None
-            print(f"note: logging stops here, the run goes on: {error}", file=sys.stderr)
-
-
-class TensorBoardWriter:
-    """TensorBoard's own writer as a `Logger`, for the program without Lightning.
-
-    It opens its event file at the first write; TensorBoard then hides what was logged from `purge_step` on before.
-    """
-
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        self.folder = folder
-        self.purge_step = purge_step
-
-    @functools.cached_property
-    def writer(self) -> SummaryWriter:
-        return SummaryWriter(str(self.folder), purge_step=self.purge_step)
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        for tag, value in metrics.items():
-            self.writer.add_scalar(tag, value, step)
-
-    def log_hyperparams(self, params: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
-        self.log_metrics(metrics, step)
-        plain = {name: str(value) if value is None else value for name, value in params.items()}
-        # SummaryWriter.add_hparams would open a second run in a folder of its own.
-        for summary in hparams(plain, metrics):  # type: ignore[no-untyped-call]
-            self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
-
-    def save(self) -> None:
-        self.writer.flush()
-
-    def finalize(self, status: str) -> None:
-        self.writer.close()
 
 
 class Episodes:

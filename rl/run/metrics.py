@@ -12,23 +12,42 @@ from torch import Tensor
 from rl import tree
 from rl.dist.ranks import Ranks
 from rl.errors import EnvError, NumericError
+from rl.models.agent import Agent, bounded
 from rl.rollout import Rollout
 
 MIN_LOSS_SCALE = 2.0**-10  # fp16 has then overflowed in 26 steps in a row
+FIRST = (
+    "Rewards/rew_avg",
+    "Rewards/rew_min",
+    "Rewards/rew_max",
+    "Rewards/last_100_episodes",
+    "Game/ep_len_avg",
+)
+"""The tags that come first in a log."""
 ADVICE = "try a lower --learning-rate, or smaller rewards"
 
 
 class Averages:
     """Means over the records of some updates and over all ranks; tensors stay on `device` until the means are taken."""
 
-    def __init__(self, device: torch.device, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, device: torch.device, sum_over_ranks: Callable[[Tensor], Tensor], ranks: Ranks | None = None
+    ) -> None:
+        """`ranks` are those that are summed over; by default this one alone."""
         self.device = device
         self.sum_over_ranks = sum_over_ranks
+        self.ranks = ranks or Ranks()
         self.records: dict[tuple[str, ...], list[tuple[Tensor | float, ...]]] = {}
+        self.range = self._no_range()
 
     def add(self, metrics: Mapping[str, Tensor | float], count: Tensor | float = 1.0) -> None:
         """Adds sums over `count` items; every rank must add the same names. A `Count/…` is summed, not averaged."""
         self.records.setdefault(tuple(metrics), []).append((count, *metrics.values()))
+
+    def add_episodes(self, episode_return: Tensor, ended: Tensor) -> None:
+        """Adds the returns [...] of the episodes that ended to the range of returns."""
+        low, high = (torch.where(ended, values, math.inf).amin() for values in (episode_return, -episode_return))
+        self.range = torch.minimum(self.range, torch.stack([low, high]))
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -39,7 +58,10 @@ class Averages:
 
     def take(self) -> dict[str, float]:
         """The means since the last call, except means over nothing; one reduction and one transfer to the host."""
-        totals = torch.cat([self._total(records) for records in self.records.values()])
+        # A sum cannot find a smallest number, so each rank's are at places of their own, where others add 0.
+        ranges = torch.zeros(self.ranks.size, 2, dtype=torch.float64, device=self.device)
+        ranges[self.ranks.rank] = self.range
+        totals = torch.cat([*(self._total(records) for records in self.records.values()), ranges.flatten()])
         values = iter(self.sum_over_ranks(totals).tolist())
         means: dict[str, float] = {}
         for names in self.records:
@@ -49,14 +71,23 @@ class Averages:
             means |= counts
             if count > 0:
                 means |= {name: total / count for name, total in sums.items() if name not in counts}
-        self.records = {}
+        lows_and_highs = list(values)
+        low, high = min(lows_and_highs[::2]), -min(lows_and_highs[1::2])
+        if low <= high:  # an episode has ended
+            means |= {"Rewards/rew_min": low, "Rewards/rew_max": high}
+        self.records, self.range = {}, self._no_range()
         return means
+
+    def _no_range(self) -> Tensor:
+        """The smallest return and minus the largest [2], of no episode."""
+        return torch.full((2,), math.inf, device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """The records since the last `take`, not their sums, so that a resumed run logs the same bits."""
         return {
             "names": [list(names) for names in self.records],
             "records": [[_columns(column) for column in zip(*rows, strict=True)] for rows in self.records.values()],
+            "range": self.range.cpu(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -64,6 +95,7 @@ class Averages:
             tuple(names): list(zip(*(self._column(column) for column in columns), strict=True))
             for names, columns in zip(state["names"], state["records"], strict=True)
         }
+        self.range.copy_(state.get("range", self.range))  # a checkpoint of before has none
 
     def _column(self, column: Tensor | list[float]) -> list[Tensor] | list[float]:
         return list(column.to(self.device).unbind()) if isinstance(column, Tensor) else column
@@ -77,6 +109,18 @@ class Averages:
             for column in zip(*records, strict=True)
         )
         return torch.stack([column.double().sum() for column in columns])
+
+
+def in_order(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics with returns and lengths of episodes first."""
+    return {tag: metrics[tag] for tag in FIRST if tag in metrics} | {**metrics}
+
+
+def action_metrics(agent: Agent) -> dict[str, float]:
+    """The standard deviation of real-valued actions, their mean, before any tanh; nothing without such actions."""
+    if agent.log_std is None:
+        return {}
+    return {"Info/action_std": bounded(agent.log_std.detach().float()).exp().mean().item()}
 
 
 def _columns(column: tuple[Tensor | float, ...]) -> Tensor | list[Tensor | float]:

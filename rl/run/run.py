@@ -6,7 +6,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from signal import Signals as SignalNumber
 from typing import Any
@@ -18,18 +18,20 @@ from typing_extensions import Self
 from rl.dist.launch import rank
 from rl.dist.ranks import Ranks
 from rl.errors import CheckpointError, StopError, require
-from rl.exchange import Exchange
-from rl.learners.learner import Metrics, Samples
+from rl.learners.learner import Metrics
 from rl.reporting import COMPLETE, exit_file
 from rl.rollout import Rollout
 from rl.run.assembled import Assembled
 from rl.run.checkpoint import Content, Position, content_of
 from rl.run.control import MAX_FAILED_WRITES, Control, Signals
+from rl.run.evaluation import Evaluation
 from rl.run.folder import PERIODIC
 from rl.run.keeper import Keeper
 from rl.run.learning_rate import LearningRate
-from rl.run.logger import Episodes, Guarded, Logger, Progress, say
-from rl.run.metrics import Averages, Finite
+from rl.run.logger import Episodes, Progress, say
+from rl.run.loggers import Guarded, Logger
+from rl.run.metrics import Averages, Finite, action_metrics, in_order
+from rl.run.result import write_result
 from rl.run.resume import note_learning_rate
 from rl.run.state import Stateful
 from rl.run.summary import summary
@@ -41,12 +43,12 @@ COUNTERS = ("update", "seconds", "unlogged_seconds", "step", "skipped_steps")
 class Run:
     """One rank's part of a training run; a context, in which signals are noted until the end of an update."""
 
-    def __init__(self, session: Assembled, logger: Logger | None) -> None:
-        """`logger` is for the ranks that play; rank 0 uses it."""
+    def __init__(self, session: Assembled, loggers: Sequence[Logger]) -> None:
+        """`loggers` are for rank 0."""
         self.session = session
         self.config, self.folder, self.ranks = session.config, session.folder, session.ranks
         self.execution = session.execution
-        self.logger = Guarded(logger)
+        self.logger = Guarded(loggers)
         self.num_updates, self.last_step = self.config.num_updates(), self.config.last_step()
         self.everyone, self.is_rank_0 = Ranks.of(), rank() == 0
         device, collector = session.agent.critic.weight.device, session.collector if session.plays else None
@@ -55,7 +57,7 @@ class Run:
             self.ranks, self.signals, session.state.replicas, collector, self.config.steps_per_update()
         )
         # The only sum of trainers is that of their averages, so requests and checksums travel with it.
-        self.averages = Averages(device, self.ranks.sum if collector else self.control.sum)
+        self.averages = Averages(device, self.ranks.sum if collector else self.control.sum, self.ranks)
         self.finite = Finite(self.config.env.env_id, self.ranks, device)
         # Reading what ranks agreed on waits for the device: on a GPU it is put off to the log points if possible.
         self.resets_in_next_step = collector is not None and collector.envs.resets_in_next_step
@@ -66,6 +68,7 @@ class Run:
         self.update = self.step = 0
         self.seconds, self.skipped_steps = 0.0, 0.0
         self.unlogged_seconds, self.logged_at, self.fraction = 0.0, 0.0, 0.0
+        self.evaluation: Evaluation | None = None  # of the final agent
         self.keeper = Keeper(self.config, self.folder, session.agent, self.logger)
         self.parts: dict[str, Stateful] = {
             "episodes": self.episodes,
@@ -84,19 +87,22 @@ class Run:
                 self.update, self.step = position["update"], position["step"]
             if (self.update, self.step) != (position["update"], position["step"]):
                 raise CheckpointError("--resume: the checkpoint contradicts itself on how many updates are done")
-            self.keeper.best_return, self.fraction = position["best_return"], position["fraction"]
+            self.fraction = position["fraction"]
             note_learning_rate(self.folder.checkpoint, self.config, self.fraction_done())
         if self.is_rank_0:
             self.progress = Progress(self.last_step, self.config.report_episodes, self.step)
             self.folder.begin(self.config)
+            if self.folder.checkpoint is not None:
+                self.keeper.resume(self.folder.checkpoint["run"]["best_return"])
         self.signals.__enter__()
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self.signals.__exit__(error)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        self.signals.__exit__(kind)
         if self.progress is not None:
             self.progress.close()
             self.logger.finalize("success" if error is None else "failed")
+            write_result(self, self.evaluation, error)
 
     def updates(self) -> Iterator[float]:
         """Counts and logs the updates of a rank that plays; yields the fraction of the run done before each.
@@ -120,13 +126,14 @@ class Run:
             is_due = (self.update + 1) % every_updates == 0 or time.monotonic() - self.saved_at >= every_seconds
             self.signals.save |= self.is_rank_0 and is_due
             self.fraction = done
-            self._anneal(done)
+            self.anneal(done)
             yield done
             self.learning_rate.adapt()
             self.update += 1
             self.session.statistics.update()
             if self.reads_each_update:
                 self.control.read()
+            is_evaluated = self.evaluates(self.control.num_steps)
             self.step += self.control.num_steps
             is_point = self.update % updates_per_point == 0 or self.update == 1 or self.fraction_done() >= 1
             if is_point and not self.reads_each_update:
@@ -136,7 +143,7 @@ class Run:
             if is_point:
                 began_at, self.logged_at = self.logged_at, self._clock()
                 self._log(self.logged_at - began_at)
-            self._obey(self.control.save, self.control.stop)
+            self.obey(self.control.save, self.control.stop, evaluate=is_evaluated and self.fraction_done() < 1)
 
     def _measure(self) -> None:
         """Collects a rollout for its statistics only: its observations could not be normalized."""
@@ -150,28 +157,7 @@ class Run:
         right = f"the first rollout has {self.step:,} steps, and is only measured; must be more"
         require(self.fraction_done() < 1, "--total-timesteps", self.config.total_timesteps, right)
 
-    def follow(self, exchange: Exchange) -> Iterator[Samples]:
-        """The updates of a trainer: yields the samples of each, up to the one that the player marks as the last.
-
-        Raises:
-            StopError: The player ordered it; this rank has given its part of a checkpoint.
-        """
-        self.signals.in_loop = True
-        ended = self.step >= self.last_step
-        while not ended:
-            with self.timed("trainer_wait"):
-                samples, order = exchange.receive_rows()
-            self._anneal(order.done)
-            yield samples
-            self.learning_rate.adapt()
-            self.update += 1
-            means = self.averages.take()
-            self.control.read()
-            exchange.send_weights(means | self.control.for_player())
-            self._obey(order.save == 1, order.stop)
-            ended = order.last == 1
-
-    def _anneal(self, done: float) -> None:
+    def anneal(self, done: float) -> None:
         """Sets the learning rate after this fraction of the run, on a rank that learns."""
         if metrics := self.learning_rate.anneal(done):
             self.record(metrics)
@@ -193,9 +179,11 @@ class Run:
     def record_rollout(self, rollout: Rollout, metrics: Metrics) -> None:
         """Records a rollout: its metrics, its steps, the episodes that ended in it, and whether all is finite."""
         self.record(metrics)
-        num_episodes = (rollout.episode_length > 0).sum()  # the loss of a life may be a termination too
+        ended = rollout.episode_length > 0  # the loss of a life may be a termination too
+        num_episodes = ended.sum()
         sums = {"Rewards/rew_avg": rollout.episode_return.sum(), "Game/ep_len_avg": rollout.episode_length.sum()}
         self.averages.add(sums, count=num_episodes)
+        self.averages.add_episodes(rollout.episode_return, ended)
         self.averages.add({"Count/steps": self.control.sent[-1], "Count/episodes": num_episodes})
         self.record(self.finite.look(rollout))
 
@@ -213,23 +201,31 @@ class Run:
             StopError: A signal requested it after the last update; the last checkpoint has been written.
         """
         content = self._gather(complete=True)
+        self._saved()
         if content is None or self.progress is None:
             return
         path = self.keeper.write_last(content)
         self.signals.in_loop = False  # from now on a stop takes effect at once
         self._stop(self.signals.stop, path)
         self.progress.close()  # the summary is printed below it
-        evaluation = self.keeper.evaluate_last(content)
-        self.logger.log_hyperparams(self.config.flags(), evaluation.metrics(), self.step)
+        self.evaluation = self.keeper.evaluate_last(content)
+        seconds = self.execution.compile_seconds
+        compiling = {"Time/compile_seconds": seconds} if seconds > 0 else {}
+        self.logger.log_hyperparams(self.config.flags(), self.evaluation.metrics() | compiling, self.step)
         if self.config.capture_video:
             self.keeper.film("test_videos", "greedy")
-        say(summary(self, evaluation))
+        say(summary(self, self.evaluation))
         exit_file.write(*COMPLETE)
 
     def fraction_done(self, num_steps: int = 0) -> float:
         """The fraction of the run that is done, by steps or by episodes; `num_steps` is added to the steps."""
         of_steps = (self.step + num_steps) / self.last_step
         return max(of_steps, self.episodes.number / (self.config.total_episodes or math.inf))
+
+    def evaluates(self, num_steps: int) -> bool:
+        """Whether the agent is evaluated after an update of so many steps, unless that is the last."""
+        every = self.config.eval_every()
+        return self.config.keep.evaluates() and (self.step + num_steps) // every > self.step // every
 
     def state_dict(self) -> dict[str, Any]:
         self.unlogged_seconds = self._clock() - self.logged_at
@@ -244,52 +240,57 @@ class Run:
                 part.load_state_dict(state[name])
 
     def _clock(self) -> float:
-        """Seconds, without those spent on compiling."""
-        return time.perf_counter() - self.execution.compile_seconds
+        """Seconds, without those spent on compiling and evaluating."""
+        return time.perf_counter() - self.execution.compile_seconds - self.keeper.evaluation_seconds
 
     def _log(self, seconds: float) -> None:
         """Logs the updates since the last log point, which took `seconds`."""
         metrics = self.averages.take()
         self.finite.check(metrics, self.update)
-        del metrics["Count/bad_rows"]
+        num_steps, _ = metrics.pop("Count/steps"), metrics.pop("Count/bad_rows")
         self.seconds += seconds
         self.episodes.add(round(metrics["Count/episodes"]), metrics.get("Rewards/rew_avg", 0.0))
         self.skipped_steps += metrics.get("Count/skipped_steps", 0.0)
         if self.progress is None:
             return
-        if self.execution.compile_seconds > 0:
-            metrics["Time/compile_seconds"] = self.execution.compile_seconds
-        metrics["Time/step_per_second"] = steps_per_second = metrics["Count/steps"] / seconds
+        metrics["Time/step_per_second"] = steps_per_second = num_steps / seconds
         if self.episodes.number > 0:
             metrics["Rewards/last_100_episodes"] = self.episodes.mean_return()
-        self.logger.log_metrics(metrics, self.step)
+        self.logger.log_metrics(in_order(metrics | action_metrics(self.session.agent)), self.step)
         self.progress.show(self.step, self.episodes, steps_per_second)
         # The policy changes most at the beginning: a video after updates 1, 2, 4, 8, …
         if self.config.capture_video and self.update.bit_count() == 1:
             self.keeper.film("train_videos", f"step_{self.step}")
 
-    def _obey(self, save: bool, stop: int) -> None:
-        """Writes a checkpoint if ranks agreed on it, and ends the run if `stop` is the number of a signal."""
+    def obey(self, save: bool, stop: int, *, evaluate: bool = False) -> None:
+        """Evaluates the agent, and writes a checkpoint if ranks agreed on it; ends the run if `stop` is a signal."""
+        if not (save or stop or evaluate):
+            return
+        is_best = evaluate and self.is_rank_0 and self.keeper.is_best(self.step, self.seconds, self.fraction_done())
+        content = self._gather()
+        if content is not None and is_best:
+            self.keeper.write_best(content)
         if not (save or stop):
             return
-        is_best = self.is_rank_0 and self.keeper.is_best(self.seconds)
-        content = self._gather()
+        self._saved()
         path: Path | None = self.folder.path / PERIODIC.format(self.update)
         if content is not None:
-            path = self.keeper.write_periodic(content, is_best=is_best)
+            path = self.keeper.write_periodic(content)
             self.signals.failed = self.keeper.failed_writes >= MAX_FAILED_WRITES
         self._stop(stop, path)
 
     def _gather(self, *, complete: bool = False) -> Content | None:
         """A checkpoint's content, on rank 0."""
         parts = self.session.state.gather(self.everyone, leads=self.ranks.rank == 0)
-        self.control.saved()
-        self.saved_at = time.monotonic()
         if not self.is_rank_0:
             return None
         best = self.keeper.best_return
         run = Position(update=self.update, step=self.step, fraction=self.fraction, complete=complete, best_return=best)
         return content_of(self.session.agent, self.config, run, parts)
+
+    def _saved(self) -> None:
+        self.control.saved()
+        self.saved_at = time.monotonic()
 
     def _stop(self, number: int, path: Path | None) -> None:
         if number:

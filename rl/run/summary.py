@@ -6,7 +6,8 @@ from rl.compile import Execution
 from rl.config import Config
 from rl.dist.launch import world_size
 from rl.run.evaluation import Evaluation
-from rl.run.folder import RunFolder
+from rl.run.folder import BEST, RunFolder
+from rl.run.keeper import Keeper
 from rl.run.logger import Episodes
 
 
@@ -17,6 +18,8 @@ class EndedRun(Protocol):
     execution: Execution
     folder: RunFolder
     episodes: Episodes
+    keeper: Keeper
+    update: int
     step: int
     seconds: float
     skipped_steps: float
@@ -39,6 +42,7 @@ def summary(run: EndedRun, evaluation: Evaluation) -> str:
             f"{run.config.env.env_id} after {run.step:,} steps",
             f"  greedy policy    return {returns.mean():.2f}, from {returns.min():.2f} to {returns.max():.2f}"
             f" in {len(returns)} episodes{cut}",
+            *best_line(run.keeper),
             f"  sampled policy   {sampled}",
             *([f"  skipped          {run.skipped_steps:,.0f} steps whose gradient overflowed"] * skipped),
             f"  speed            {run.step / max(run.seconds, 1e-9):,.0f} steps/s on {world_size()} rank(s){compiling}",
@@ -46,3 +50,10 @@ def summary(run: EndedRun, evaluation: Evaluation) -> str:
             f"  to see the logs  tensorboard --logdir {run.folder.path.parent}",
         )
     )
+
+
+def best_line(keeper: Keeper) -> list[str]:
+    """The best evaluation, if the run keeps the best agent."""
+    if not keeper.config.keep.keep_best:
+        return []
+    return [f"  best policy      return {keeper.best_return:.2f}, after {keeper.best_step:,} steps ({BEST})"]

@@ -23,7 +23,7 @@ def test_reinforce_with_a_baseline_learns_cart_pole_on_two_ranks() -> None:
     logged = scalars(run_folder("torch_logs"))
     assert logged["Rewards/rew_avg"][-1][1] > 150  # a random policy's is 22
     assert {value for _, value in logged["Count/episodes"]} == {8.0}  # each environment's, and no other
-    last_step = logged["Count/steps"][-1][0]
+    last_step = logged["Count/episodes"][-1][0]
     assert 60_000 <= last_step < 60_000 + 8 * 512
     assert f"CartPole-v1 after {last_step:,} steps" in output
 

@@ -8,12 +8,20 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rl.dist.ranks import Ranks
-from rl.run.logger import Episodes, Progress, TensorBoardWriter, say
+from rl.run.folder import RunFolder
+from rl.run.logger import Episodes, Progress, say
+from rl.run.loggers import JsonLines, TensorBoardWriter
 from rl.run.metrics import Averages
 
 
+def folder_at(path: Path) -> RunFolder:
+    folder = RunFolder(None)
+    folder.path = path
+    return folder
+
+
 def test_scalars_and_hyperparameters_are_in_one_event_file(tmp_path: Path) -> None:
-    writer = TensorBoardWriter(tmp_path)
+    writer = TensorBoardWriter(folder_at(tmp_path))
     for step in (10, 20):
         writer.log_metrics({"Loss/policy_loss": step / 2}, step)
     writer.log_hyperparams(
@@ -29,7 +37,8 @@ def test_scalars_and_hyperparameters_are_in_one_event_file(tmp_path: Path) -> No
 
 
 def test_nothing_is_opened_before_something_is_written(tmp_path: Path) -> None:
-    TensorBoardWriter(tmp_path / "folder")
+    for kind in (TensorBoardWriter, JsonLines):
+        kind(folder_at(tmp_path / "folder"))
     assert not (tmp_path / "folder").exists()
 
 
