@@ -22,18 +22,17 @@ MIN_SECONDS = 1.0  # between two requests to MLflow, each of which takes some 10
 
 
 class Sent:
-    """The id of a run at a service, and the last step that the service knows; in the run's folder."""
+    """The id of a run at a service, and the last step that it was sent; in the run's folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.id: str | None = None
-        self.step = -1
+        self.before = -1  # the last step that an earlier part of the run sent
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # anyone may have written it
             said = json.loads(path.read_text())
-            self.id, self.step = str(said["id"]), int(said["step"])
+            self.id, self.before = str(said["id"]), int(said["step"])
 
     def note(self, step: int) -> None:
-        self.step = step
         unfinished = self.path.with_name(f".{self.path.name}.tmp")
         unfinished.write_text(json.dumps({"id": self.id, "step": step}))
         unfinished.replace(self.path)
@@ -62,7 +61,7 @@ class WandbTracker:
         self.sent.id = self.run.id
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        if step >= self.sent.step:  # metrics that are logged at the same step become one point
+        if step > self.sent.before:
             self.run.log(dict(metrics), step=step)
             self.sent.note(step)
 
@@ -107,11 +106,10 @@ class MLflowTracker:
         self.sent_at = time.monotonic()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        if step < self.sent.step:
+        if step <= self.sent.before:
             return
         now = int(time.time() * 1000)
         self.waiting += [self.metric(tag, value, now, step) for tag, value in metrics.items()]
-        self.sent.step = step
         if time.monotonic() - self.sent_at > MIN_SECONDS:
             self.save()
 

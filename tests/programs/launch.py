@@ -145,9 +145,9 @@ def run_folder(program: str) -> Path:
     return folder
 
 
-def agent_of(folder: Path) -> dict[str, Tensor]:
-    """The state dict of the trained agent."""
-    return torch.load(folder / "last.ckpt", weights_only=True)["agent"]
+def agent_of(folder: Path, name: str = "last.ckpt") -> dict[str, Tensor]:
+    """The state dict of the trained agent, or of that in another checkpoint."""
+    return torch.load(folder / name, weights_only=True)["agent"]
 
 
 def hyperparameters(folder: Path) -> set[str]:

@@ -39,11 +39,12 @@ EXCHANGE_TAGS = {
     ],
 )
 def test_one_player_and_one_trainer_end_with_the_parameters_of_one_coupled_rank(flags: str) -> None:
-    arguments = [*SMALL, "--total-timesteps", "3000", *flags.split()]
+    arguments = [*SMALL, "--total-timesteps", "3000", "--eval-every", "1024", *flags.split()]
     succeeded(decoupled(*arguments, ranks=2))
     succeeded(fabric(*arguments, ranks=1))
-    ours, theirs = agent_of(run_folder(FOLDER)), agent_of(run_folder("fabric_logs"))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for name in ("last.ckpt", "best.ckpt"):
+        ours, theirs = (agent_of(run_folder(program), name) for program in (FOLDER, "fabric_logs"))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     first, second = scalars(run_folder(FOLDER)), scalars(run_folder("fabric_logs"))
     for tag in second:
         assert tag.startswith("Time/") or first[tag] == second[tag]

@@ -108,7 +108,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_fabric_and_torch_end_with_the_same_parameters(variant: str) -> None:
     ranks, flags = VARIANTS[variant]
-    arguments = [*SMALL, "--total-timesteps", "3000", *flags.split()]
+    arguments = [*SMALL, "--total-timesteps", "3000", "--eval-every", "1024", *flags.split()]
     succeeded(fabric(*arguments, ranks=ranks))
     succeeded(torchrun(*arguments, ranks=ranks))
     ours, theirs = agent_of(run_folder("fabric_logs")), agent_of(run_folder("torch_logs"))
