@@ -13,7 +13,7 @@ import yaml
 
 import train_torch
 from rl.cli import command_line, parse, read_flags
-from rl.config import CONFIGS, Config, DecoupledConfig
+from rl.config import CONFIGS, LEARNER_NAME, Config, DecoupledConfig
 from rl.envs.families import register_family
 from rl.envs.options import kwargs_of
 from rl.errors import UserError
@@ -191,15 +191,24 @@ def test_a_resumed_run_keeps_its_flags_and_its_config_json_gives_them_to_another
     assert (seen[0].config, seen[0].learner.gamma, seen[0].learner.gae_lambda) == ("cartpole", 0.9, 0.9)
     again = read(f"--config {folder}/config.json --total-timesteps 64")
     assert values(again) == values(seen[0]) | {"resume": None}
-    assert json.loads((folder / "config.json").read_text())["config"] == "cartpole"
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved["config"] == "cartpole" and saved[LEARNER_NAME] == "ppo"
 
 
+@pytest.mark.parametrize("is_named", [True, False], ids=["named", "of an earlier version"])
 @pytest.mark.parametrize("learner", CONFIGS)
-def test_config_json_of_any_learner_names_it_by_its_flags(learner: str) -> None:
+def test_config_json_of_any_learner_names_it_or_tells_it_by_its_flags(learner: str, is_named: bool) -> None:
     saved = replace(CONFIGS[learner], env=replace(CONFIGS[learner].env, allow_import=True), log_dir="/elsewhere")
-    Path("config.json").write_text(json.dumps(saved.to_dict()))
+    named = {LEARNER_NAME: learner} if is_named else {}
+    Path("config.json").write_text(json.dumps(named | saved.to_dict()))
     config = read("--config config.json")
     assert config == replace(CONFIGS[learner], config="config.json", log_dir=str(Path("logs").absolute()))
+
+
+def test_config_json_of_a_learner_that_is_not_here_is_refused() -> None:
+    Path("config.json").write_text(json.dumps({LEARNER_NAME: "a2c"} | Config().to_dict()))
+    with pytest.raises(UserError, match=r"is of a learner that this program does not have \(a2c\)"):
+        read("--config config.json")
 
 
 def test_where_there_is_no_run_to_resume_the_recipe_is_taken_and_said_once(

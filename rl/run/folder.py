@@ -20,7 +20,7 @@ from rl.errors import CheckpointError, CrashLoopError, EnvError, FolderError, Nu
 from rl.reporting import exit_file, how_ended, note
 from rl.run.checkpoint import read_checkpoint, read_once, write_checkpoint, write_whole
 
-LAST, BEST, CONFIG = "last.ckpt", "best.ckpt", "config.json"
+LAST, BEST, CONFIG, RESULT = "last.ckpt", "best.ckpt", "config.json", "result.json"
 PERIODIC = "checkpoints/update_{:010}.ckpt"
 
 
@@ -51,6 +51,7 @@ class RunFolder:
             if self.file is not None and self.checkpoint is not None and not self.is_new:
                 _set_aside_later(self.path, self.file, self.checkpoint["run"]["update"])
                 _wait_for_later_second(self.path)
+            (self.path / RESULT).unlink(missing_ok=True)  # of an earlier part of the run
             flags = {LEARNER_NAME: config.learner_name(), **config.to_dict()}
             write_whole(self.path / CONFIG, json.dumps(flags, indent=2).encode())
         except OSError as error:

@@ -14,10 +14,10 @@ from rl.errors import described
 from rl.reporting import COMPLETE
 from rl.run.checkpoint import write_whole
 from rl.run.evaluation import Evaluation
+from rl.run.folder import RESULT
 from rl.run.logger import say
 from rl.run.summary import EndedRun
 
-RESULT = "result.json"
 LIBRARIES = ("torch", "lightning", "gymnasium", "numpy")
 
 
