@@ -1,9 +1,9 @@
 """Prints the table of the runs that `learning.py` made, a peer's beside ours, and draws their curves.
 
 python benchmarks/learning_table.py
-python benchmarks/learning_table.py --tasks hopper walker2d --plot docs/learning
+python benchmarks/learning_table.py --tasks hopper walker2d --plot docs/images/learning
 
-The second command also writes docs/learning_steps.png and docs/learning_seconds.png.
+The second command also writes docs/images/learning_steps.png and docs/images/learning_seconds.png.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Errors that a person reads as one line; each has an exit code (the table is in docs/reliability.md)."""
+"""Errors that a person reads as one line; each has an exit code (the table is in docs/troubleshooting.md)."""
 
 USAGE_ERROR = 2
 

@@ -88,17 +88,6 @@ def test_the_table_of_other_libraries_names_flags_that_there_are() -> None:
     assert len(flags) >= 30 and {flag.replace("-", "_") for flag in flags} <= Config().flags().keys()
 
 
-def test_the_readmes_commands_have_flags_that_can_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    commands = re.findall(r"^(?:fabric run|torchrun) .*?(train_\w+\.py)([^#\n]*)", readme, re.MULTILINE)
-    assert len(commands) >= 7
-    for program, flags in commands:
-        choices = {"ppo": DecoupledConfig()} if "decoupled" in program else CONFIGS
-        parse(flags.split(), choices).check()
-
-
 @pytest.mark.parametrize(
     ("old", "new", "note"),
     [

@@ -16,7 +16,7 @@ from rl.envs.classic import CartPole, Pendulum
 from rl.envs.tensor_envs import TENSOR_ENVS
 from rl.errors import UserError
 
-README = Path(__file__).parent.parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent.parent / "docs/your_environment.md"
 
 
 def with_first_sign_of_all(state: Tensor) -> Tensor:
@@ -105,9 +105,9 @@ def test_the_environments_that_come_along_are_right(env_id: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_readmes_environment_is_right() -> None:
+def test_the_environment_of_the_docs_is_right() -> None:
     names: dict[str, Any] = {}
-    (source,) = re.findall(r"```python\n(import gymnasium as gym\nimport torch.*?)```", README.read_text(), re.DOTALL)
+    (source,) = re.findall(r"```python\n(import gymnasium as gym\nimport torch.*?)```", PAGE.read_text(), re.DOTALL)
     try:
         exec(source, names)
         rl.check_env(names["Hover"])

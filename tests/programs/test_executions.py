@@ -1,4 +1,4 @@
-"""The programs with environments in tensors, eager and compiled, and with the environment of the README."""
+"""The programs with environments in tensors, eager and compiled, and with the environment of the docs."""
 
 import json
 import re
@@ -48,12 +48,12 @@ def test_a_compiled_player_and_trainer_learn_in_bf16() -> None:
     assert scalars(run_folder("fabric_decoupled_logs"))["Rewards/rew_avg"][-1][1] >= 190
 
 
-def test_the_readmes_own_environment_is_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text()
-    (module,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "TensorEnv" in block)
+def test_the_environment_of_the_docs_is_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = (ROOT / "docs/your_environment.md").read_text()
+    (module,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "TensorEnv" in block)
     (tmp_path / "my_envs.py").write_text(module)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    flags = re.search(r"train_fabric.py (--env-id my_envs:.*)$", readme, re.MULTILINE).group(1).split()
+    flags = re.search(r"train_fabric.py (--env-id my_envs:.*)$", page, re.MULTILINE).group(1).split()
     # Fewer and larger minibatches than the plain defaults have, whose 16,000 messages between two ranks take minutes.
     quick = "--total-timesteps 400000 --num-envs 64 --update-epochs 4 --num-minibatches 4 --learning-rate 3e-3"
     command = fabric_command("train_fabric.py", *flags, *quick.split(), ranks=2, options=("--accelerator=cpu",))

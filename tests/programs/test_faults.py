@@ -239,7 +239,7 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 
 def test_on_one_machine_nothing_listens_beyond_the_loopback_interface() -> None:
-    page = (ROOT / "docs/reliability.md").read_text()
+    page = (ROOT / "docs/distributed.md").read_text()
     variable, command = re.search(r"(TORCH_DISABLE_\w+)=1 (torchrun .*store_type=file.*)train_torch", page).groups()
     launcher = command.replace("$(mktemp)", str(Path("rendezvous").absolute())).split()
     program_and_flags = (str(ROOT / "train_torch.py"), *ENDLESS.split())
