@@ -8,11 +8,9 @@ if __name__ == "__main__":  # Ctrl-C during the imports below prints no tracebac
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim import Adam
 
@@ -26,11 +24,17 @@ from rl.run.folder import RunFolder, join_ranks
 from rl.run.loggers import make_loggers
 from rl.session import Session
 
+if TYPE_CHECKING:  # Lightning takes 3 s to import: functions do that, so that --help and wrong flags need not wait
+    from lightning.fabric import Fabric
+    from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+
 PROGRAM = "fabric_logs"  # the folder of its runs, below --log-dir
 
 
 def main(config: Config[Any]) -> None:
     """One training run."""
+    from lightning.fabric import Fabric
+
     with Session(config, PROGRAM, config.device()) as session:
         join_ranks(config, "nccl" if config.cuda else "gloo", session.folder)
         loggers = make_loggers(config, session.folder, tensorboard)
@@ -58,7 +62,7 @@ def main(config: Config[Any]) -> None:
         run.finish()
 
 
-def eager_step(session: Session, fabric: Fabric, module: nn.Module) -> Callable[[Any], Metrics]:
+def eager_step(session: Session, fabric: "Fabric", module: nn.Module) -> Callable[[Any], Metrics]:
     """The gradient step of short runs on a CPU; `module` is the agent as wrapped by Fabric and DDP."""
     learner, weights = session.learner, session.weights
     optimizer = cast(Adam, fabric.setup_optimizers(cast(Adam, session.optimizer)))
@@ -77,8 +81,10 @@ def eager_step(session: Session, fabric: Fabric, module: nn.Module) -> Callable[
     return gradient_step
 
 
-def tensorboard(folder: RunFolder) -> TensorBoardLogger:
+def tensorboard(folder: RunFolder) -> "TensorBoardLogger":
     """TensorBoard in the run's folder; points of updates that a resumed run repeats are hidden."""
+    from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+
     return TensorBoardLogger(folder.path, name="", version="", default_hp_metric=False, purge_step=folder.purge_step)
 
 
@@ -87,7 +93,7 @@ def precision_flag(config: Config[Any]) -> Any:
     return None if "LT_PRECISION" in os.environ else config.precision
 
 
-def precision_of(fabric: Fabric) -> tuple[str, Any]:
+def precision_of(fabric: "Fabric") -> tuple[str, Any]:
     """The precision that Fabric chose (on a CPU bf16-mixed in place of 16-mixed), and its loss scaler, if any."""
     precision = fabric.strategy.precision
     return precision.precision, getattr(precision, "scaler", None)

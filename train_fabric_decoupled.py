@@ -9,12 +9,10 @@ import os
 from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
-from lightning.fabric import Fabric
-from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from rl.cli import command_line
@@ -31,6 +29,9 @@ from rl.run.loggers import make_loggers
 from rl.run.orders import follow, order_of
 from rl.session import Session, one_env
 from train_fabric import eager_step, precision_flag, precision_of, tensorboard, told_to_fabric
+
+if TYPE_CHECKING:  # as in train_fabric.py
+    from lightning.fabric import Fabric
 
 ALONE = Ranks()
 CPU = torch.device("cpu")
@@ -120,8 +121,11 @@ def trainer(config: DecoupledConfig) -> None:
         run.finish()
 
 
-def fabric_on(device: torch.device, config: DecoupledConfig) -> Fabric:
+def fabric_on(device: torch.device, config: DecoupledConfig) -> "Fabric":
     """A Fabric for this rank alone."""
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies.single_device import SingleDeviceStrategy
+
     return Fabric(accelerator=device.type, strategy=SingleDeviceStrategy(device), precision=precision_flag(config))
 
 

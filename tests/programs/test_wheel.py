@@ -13,7 +13,6 @@ from safetensors import safe_open
 
 from tests.programs.launch import ROOT
 
-FILES = ("pyproject.toml", "README.md", "train_fabric.py", "train_fabric_decoupled.py", "train_torch.py")
 FLAGS = "--env-id CartPole-v1 --config none --total-timesteps 256 --num-envs 4 --num-steps 32 --eval-episodes 1"
 ALL_IN_ONE = """  # as python -m train_fabric, and then two commands: torch is imported only once
 import runpy
@@ -38,8 +37,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of a fresh environment, which has the wheel, and sees all other libraries of this one."""
     folder = tmp_path_factory.mktemp("elsewhere")
     shutil.copytree(ROOT / "rl", folder / "source/rl")
-    for name in FILES:
-        shutil.copy(ROOT / name, folder / "source")
+    for file in (*ROOT.glob("*.py"), ROOT / "pyproject.toml", ROOT / "README.md"):
+        shutil.copy(file, folder / "source")
     # By way of the sdist, which therefore is complete.
     outputs(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, folder / "source")
     (wheel,) = folder.glob("fabric_rl-*.whl")
@@ -68,10 +67,9 @@ def test_a_users_type_checker_finds_no_mistake_in_the_loop_of_the_docs(installed
     Path("loop.py").write_text(loop)
     Path("own.py").write_text("\n".join(["import rl", *own]))
     Path("wrong.py").write_text("import rl\nrl.EnvConfig(env=1)\nrl.nothing\nrl.Network(hidden_sizes=64)\n")
-    # Without torch's own gaps: `Tensor.backward` has no types.
-    flags = ["--strict", "--untyped-calls-exclude=torch", "--python-executable", installed / "python"]
-    command = [sys.executable, "-m", "mypy", *flags, "--cache-dir", ROOT / ".mypy_cache", *Path().glob("*.py")]
+    # With the options of this repository, whose cache then holds torch and NumPy, which take mypy 20 s.
+    flags = ["--strict", "--python-executable", installed / "python", "--cache-dir", ROOT / ".mypy_cache"]
+    command = [sys.executable, "-m", "mypy", *flags, *Path().glob("*.py")]
     checked = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    errors = re.findall(r"(?m)^(.*): error: .*\[(.*)\]$", checked.stdout)
-    expected = [("wrong.py:2", "call-arg"), ("wrong.py:3", "attr-defined"), ("wrong.py:4", "arg-type")]
-    assert errors == expected, checked.stdout + checked.stderr
+    errors = re.findall(r"(?m)^(.*): error: (?!Call to untyped function \"backward\")", checked.stdout)  # torch's
+    assert errors == ["wrong.py:2", "wrong.py:3", "wrong.py:4"], checked.stdout + checked.stderr
