@@ -1,37 +1,36 @@
 """The command line: reads the flags, checks them, and settles what holds for the whole process."""
 
-import contextlib
 import io
 import os
-import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast
 
 import torch
 import tyro
-from tyro.constructors import PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from rl.arguments import asks_for_gymnasium, in_new_spelling, learner_of, note_repeated, value_of
 from rl.compilers import keep_caches_private
-from rl.config import CONFIGS, Config
-from rl.dist.launch import check_variables, end_with_launcher, rank, take_slurm_ranks
+from rl.config import Config
+from rl.dist.launch import check_variables, end_with_launcher, take_slurm_ranks
 from rl.dist.ranks import choose_threads
 from rl.envs.make import has_gymnasium_form, has_tensor_form
-from rl.errors import USAGE_ERROR, CheckpointError, require
-from rl.recipes import note_recipe, with_recipe
-from rl.reporting import let_rank_0_speak, note, note_end, reported
+from rl.errors import CheckpointError, require
+from rl.help import flags_of
+from rl.parsing import help_wanted, print_help, read_words
+from rl.recipes import naming_recipes, note_recipe, with_recipe
+from rl.reporting import note, reported, silence
 from rl.run.checkpoint import Content
 from rl.run.evaluation import check_video
-from rl.run.resume import check_goes_on, config_of, find_checkpoint, is_complete
+from rl.run.resume import check_goes_on, config_of, find_checkpoint, is_complete, note_resumed
+from rl.spelling import unknown
 
 ConfigType = TypeVar("ConfigType", bound=Config[Any])
-OPTIONAL = tyro.constructors.ConstructorRegistry()
 
 
 def command_line(
@@ -59,15 +58,19 @@ def command_line(
         take_slurm_ranks()
         check_variables()
         check_versions()
+        silence.is_on = "--quiet" in sys.argv
         note_repeated(sys.argv[1:])
         os.umask(os.umask(0o022) | 0o022)  # others may at most read what a run writes
         config, resumed = read_flags(sys.argv[1:], choices, program)
+        silence.is_on = config.quiet  # a resumed run keeps its own
         config = replace(config, **told())
-        config.check()
+        with naming_recipes(sys.argv[1:], lambda: None if resumed else config.config):
+            config.check()
         if resumed is not None:
             check_goes_on(resumed, config)
             if is_complete(resumed, config):
                 return
+            note_resumed(resumed, config)
         else:
             note_recipe(config, sys.argv[1:])
         settle_process(config)
@@ -138,7 +141,8 @@ def read_flags(
     """
     given = arguments
     arguments = with_recipe(given, choices, own=value_of("--resume", given) in (None, "None"))
-    config, checkpoint = parse(arguments, choices), None
+    with naming_recipes(given, lambda: value_of("--config", arguments)):
+        config, checkpoint = parse(arguments, choices), None
     if config.keep.resume is not None:
         config.check_names()
         resume = None
@@ -168,58 +172,22 @@ def parse(arguments: list[str], choices: Mapping[str, ConfigType]) -> ConfigType
     """The flags of a command line, over the defaults of its learner.
 
     Raises:
-        SystemExit: A flag is unknown or its value has the wrong type; rank 0 has printed which.
-        UserError: The program does not take that learner.
+        SystemExit: Help was asked for, and has been printed.
+        UserError: A flag is unknown or its value has the wrong type, or the program does not take that learner.
     """
     name = learner_of(arguments, choices)
     default, is_named = choices[name], arguments[:1] == [name]
+    flags = list(flags_of(default))
+    if help_wanted(arguments):
+        usage = " ".join([Path(sys.argv[0]).name, *arguments[:is_named], *["[LEARNER]"] * (not is_named), "[FLAGS]"])
+        print_help(arguments, usage, described(default, choices), flags, has_short=True)
+        sys.exit(0)
     # `Config` leaves the learner's type, and so its flags, open.
     made: Any = Config[type(default.learner)] if type(default) is Config else type(default)  # type: ignore[misc]
-    flags, _ = in_new_spelling(arguments[is_named:], default.network.hidden_sizes)
-    try:
-        with tyros_terminal():
-            config = tyro.cli(
-                made,
-                prog=" ".join([Path(sys.argv[0]).name, *arguments[:is_named]]),
-                description=described(default, choices),
-                args=flags,
-                default=default,
-                config=(tyro.conf.OmitArgPrefixes,),
-                console_outputs=rank() == 0,
-                registry=OPTIONAL,
-            )
-    except SystemExit as exit_:
-        if exit_.code == USAGE_ERROR:
-            note_misplaced(flags, name)
-            let_rank_0_speak()
-            note_end(USAGE_ERROR, "a flag is unknown, or its value is; the program has said which")
-        raise
+    words, _ = in_new_spelling(arguments[is_named:], default.network.hidden_sizes)
+    wrong = partial(unknown, learner=name, dashes="--")
+    config = read_words(made, words, flags, wrong, default=default, config=(tyro.conf.OmitArgPrefixes,))
     return cast(ConfigType, replace(config, log_dir=os.path.expanduser(config.log_dir)))
-
-
-@contextlib.contextmanager
-def for_any_reader() -> Iterator[None]:
-    """Ends the program in silence if what reads its output, such as `head`, has seen enough."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-
-
-@contextlib.contextmanager
-def tyros_terminal() -> Iterator[None]:
-    """Spares tyro narrow terminals, in which it is very slow."""
-    columns = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(max(40, shutil.get_terminal_size().columns))
-    try:
-        with for_any_reader():
-            yield
-    finally:
-        del os.environ["COLUMNS"]
-        if columns is not None:
-            os.environ["COLUMNS"] = columns
 
 
 def described(config: Config[Any], choices: Mapping[str, Config[Any]]) -> str:
@@ -229,30 +197,3 @@ def described(config: Config[Any], choices: Mapping[str, Config[Any]]) -> str:
     first, *others = choices
     learners = f"Learners: {first} (the default), {', '.join(others)}. Name one before all flags, also for its help."
     return f"{config.learner.__doc__}\n\n{learners}"
-
-
-def note_misplaced(flags: list[str], learner: str) -> None:
-    """Tells the user which of the flags are another learner's, or a learner's name that does not come first."""
-    for word in flags:
-        field = word.partition("=")[0].removeprefix("--").replace("-", "_")
-        takers = [name for name, config in CONFIGS.items() if field in config.flags()]
-        if word in CONFIGS:
-            note(f"{word}: the learner's name comes before all flags")
-        elif word.startswith("--") and takers and learner not in takers:
-            note(f"{word} is a flag of {', '.join(takers)}, not of {learner}")
-
-
-@OPTIONAL.primitive_rule
-def value_or_none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Lets help say INT, where tyro says {None}|INT, for flags that may be left out."""
-    kinds = [kind for kind in get_args(info.type) if kind is not NoneType]
-    if len(kinds) != 1 or NoneType not in get_args(info.type):
-        return None
-    spec = OPTIONAL.get_primitive_spec(PrimitiveTypeInfo.make(kinds[0], info.markers))
-    assert isinstance(spec, PrimitiveConstructorSpec)
-    return replace(
-        spec,
-        instance_from_str=lambda words: None if words == ["None"] else spec.instance_from_str(words),
-        is_instance=lambda value: value is None or spec.is_instance(value),
-        str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
-    )

@@ -16,7 +16,7 @@ from rl.envs.config import EnvConfig
 from rl.envs.make import make_envs
 from rl.envs.tensor_envs import TensorEnvs
 from rl.envs.types import Envs
-from rl.errors import UserError, require
+from rl.errors import UserError, counted, require
 from rl.keep import Keep
 from rl.learners.actor_critic import ActorCriticConfig
 from rl.learners.learner import LearnerConfig
@@ -43,7 +43,8 @@ class Config(Generic[LearnerType]):
     """Train a policy on as many ranks as the launcher starts."""
 
     config: str | None = None
-    """Flags to put before these: a recipe's name, a file (YAML, or a run's config.json), or none for plain defaults."""
+    """Recipe to take defaults from: a name, a file (YAML, or a run's config.json), or none; if not given, that of the
+    environment."""
     exp_name: str = "default"
     """Name of the experiment; part of the name of the run's folder."""
     seed: int = 1
@@ -53,7 +54,9 @@ class Config(Generic[LearnerType]):
     total_episodes: int | None = None
     """End the run after this many episodes of all ranks together, if that comes before --total-timesteps."""
     report_episodes: int | None = None
-    """Print the mean return every so many episodes; by default a progress bar, or ten lines outside a terminal."""
+    """Print a line every so many episodes; by default there is a progress bar, or ten lines outside a terminal."""
+    quiet: bool = False
+    """Print errors only: no notes, no progress, no summary."""
     cuda: bool = False
     """Train on GPUs, one for each rank that learns."""
     precision: Precision = "32-true"
@@ -188,7 +191,7 @@ class Config(Generic[LearnerType]):
             self.num_updates() >= least,
             "--total-timesteps",
             self.total_timesteps,
-            f"must be at least {least * self.steps_per_update()}: {rollouts} of {self.num_players()} rank(s)"
+            f"must be at least {least * self.steps_per_update()}: {rollouts} of {counted(self.num_players(), 'rank')}"
             f" × --num-envs {self.env.num_envs} × --num-steps {self.learner.num_steps} steps",
         )
         if self.execution == "cudagraphs" and not self.cuda:
@@ -208,7 +211,7 @@ class Config(Generic[LearnerType]):
     def check_devices(self) -> None:
         """Raises `UserError` where the GPUs that the flags ask for are missing."""
         if self.cuda:
-            require_gpus(local_world_size(), "rank(s)")
+            require_gpus(local_world_size(), "rank")
 
     def learner_name(self) -> str:
         """The learner's name on the command line."""
@@ -287,7 +290,7 @@ class DecoupledConfig(Config[PPOConfig]):
         if self.player_on_gpu and not self.cuda:
             raise UserError("--player-on-gpu: the trainers are not on GPUs; add --cuda")
         if self.cuda:
-            require_gpus(local_world_size() - on_first_machine(), "trainer(s)")
+            require_gpus(local_world_size() - on_first_machine(), "trainer")
 
 
 def flat(groups: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,6 +89,11 @@ def install(extra: str) -> str:
     return f"pip install 'fabric-rl[{extra}]'"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, such as "1 rank" or "2 ranks"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def one_line(text: str, most: int = 300) -> str:
     """The text without line breaks and unprintable characters, cut to `most` characters."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

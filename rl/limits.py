@@ -9,7 +9,7 @@ import torch
 
 from rl.dist.launch import local_world_size
 from rl.envs.spaces import Spaces
-from rl.errors import UserError
+from rl.errors import UserError, counted
 from rl.learners.learner import LearnerConfig
 from rl.models.agent import Agent, Network
 
@@ -36,7 +36,8 @@ def check_memory(network: Network, learner: LearnerConfig, spaces: Spaces, *, nu
             raise UserError(f"{flags}: takes {gib} of memory, but a rank has {has_gib}")
 
 
-def require_gpus(number: int, users: str) -> None:
+def require_gpus(number: int, user: str) -> None:
     """Raises `UserError` if this machine has fewer GPUs."""
     if (found := torch.cuda.device_count()) < number:
-        raise UserError(f"--cuda: {number} {users} on this machine need a GPU each, and torch finds {found} here")
+        users = f"{counted(number, user)} on this machine {'needs a GPU' if number == 1 else 'need a GPU each'}"
+        raise UserError(f"--cuda: {users}, and torch finds {found} here")

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from rl.dist.interrupts import INTERRUPTED, impatience
 from rl.dist.launch import (
@@ -33,6 +34,7 @@ from rl.dist.launch import (
 )
 from rl.errors import RanksError, StopError, UserError, described
 
+RED, YELLOW = "1;31", "33"  # in ANSI's codes
 COMPLETE = (0, "complete")  # exit code and message of a run that has reached its end
 LEFT_EARLY = 1  # exit code of a process that something has ended by `sys.exit`
 # Messages of lost connections; for gloo torch has no exception class of its own.
@@ -113,14 +115,14 @@ def report(error: UserError | StopError) -> int:
     if rank() == 0 or exit_file.said() is None:
         kind = "stopped" if isinstance(error, StopError) else "error"
         whose = "" if rank() == 0 else f" on rank {rank()}"
-        print(f"{kind}{whose}: {error}", file=sys.stderr, flush=True)
+        print(f"{painted(f'{kind}{whose}:', RED)} {error}", file=sys.stderr, flush=True)
     note_end(error.exit_code, str(error))
     return error.exit_code
 
 
 def report_alone(message: str, exit_code: int) -> int:
     """Does as `report` with an error that only this rank knows of."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"{painted('error:', RED)} {message}", file=sys.stderr, flush=True)
     note_end(exit_code, message)
     return exit_code
 
@@ -169,8 +171,32 @@ def note_end(exit_code: int, message: str) -> None:
 
 def note(text: str) -> None:
     """Prints a note to the user, once for all ranks."""
-    if rank() == 0:
-        print(f"note: {text}", file=sys.stderr)
+    if rank() == 0 and not silence.is_on:
+        print(f"{painted('note:', YELLOW)} {text}", file=sys.stderr)
+
+
+class Silence:
+    """Whether only errors are printed, as --quiet asks for; of the whole process."""
+
+    is_on = False
+
+
+silence = Silence()
+
+
+def is_screen(stream: TextIO) -> bool:
+    """Whether a stream is a terminal in which lines can be overwritten and have colors."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def has_colors(stream: TextIO) -> bool:
+    """Whether a stream shows colors, and nobody has asked for none (https://no-color.org)."""
+    return is_screen(stream) and not os.environ.get("NO_COLOR")
+
+
+def painted(text: str, color: str) -> str:
+    """A text on stderr in a color, where there are colors."""
+    return f"\033[{color}m{text}\033[0m" if has_colors(sys.stderr) else text
 
 
 def let_rank_0_speak() -> None:

@@ -15,7 +15,7 @@ import tqdm
 import rl  # noqa: F401 (registers CustomEnv-v0)
 from rl.compilers import keep_caches_private
 from rl.envs.failures import watched
-from rl.reporting import exit_file
+from rl.reporting import exit_file, silence
 
 with watched(1, AssertionError):  # type: ignore[arg-type]
     pass  # its thread never ends either
@@ -39,7 +39,7 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     threads = set(threading.enumerate())
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    exit_file.path = None
+    exit_file.path, silence.is_on = None, False
     # Ranks that a test starts, and threads that torch starts here, share the machine's cores.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield

@@ -1,10 +1,10 @@
 """The command line: help, old spellings, what launchers say, and what is settled before a program starts."""
 
+import importlib
 import io
-import os
 import re
 import sys
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +14,85 @@ import train_fabric
 import train_fabric_decoupled
 import train_torch
 from rl.cli import check_versions, command_line, mend_streams, note_repeated, parse, read_flags
+from rl.commands import COMMANDS
+from rl.commands.envs import Known
+from rl.commands.runs import Row
 from rl.config import CONFIGS, Config, DecoupledConfig
 from rl.envs.config import EnvConfig
 from rl.errors import UserError
+from rl.help import flags_of
 from rl.learners.actor_critic import ActorCriticConfig
 from rl.learners.ppo import PPOConfig
 from rl.learners.reinforce import ReinforceConfig
+from rl.spelling import FLAG_OF, MEANT
 from tests.test_config import FLAGS
 
 
-def test_every_flag_is_in_the_help_with_its_meaning_and_default(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        parse(["--help"], CONFIGS)
-    assert exit_.value.code == 0
-    help_text = capsys.readouterr().out
-    for name in FLAGS:
-        assert f"--{name.replace('_', '-')}" in help_text
-    assert "type: ignore" not in help_text
-    for group in ("env options", "network options", "learner options"):
-        assert group in help_text
-    assert "Discount factor. (default: 0.99)" in " ".join(help_text.replace("│", " ").split())
+def test_the_long_help_has_every_flag_and_the_short_one_those_that_most_runs_need(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = []
+    for word in ("--help-all", "--help"):
+        with pytest.raises(SystemExit) as exit_:
+            parse([word], CONFIGS)
+        assert exit_.value.code == 0
+        text = capsys.readouterr().out
+        shown.append(set(re.findall(r"^  --(?:\[no-\])?([a-z0-9-]+)", text, re.MULTILINE)))
+        assert "The environment:" in text and "Discount factor. (default: 0.99)" in text
+    every, short = shown
+    assert every == {name.replace("_", "-") for name in FLAGS}
+    assert short < every and {"env-id", "total-timesteps", "learning-rate", "num-envs", "resume"} < short
+    assert len(short) < 20 and f"{len(every) - len(short)} more flags: --help-all" in text
 
 
-def test_help_for_a_tiny_terminal_is_forty_letters_wide(
+def test_help_fits_the_terminal_from_forty_columns_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "5")
-    with pytest.raises(SystemExit):
-        parse(["--help"], CONFIGS)
-    assert max(map(len, capsys.readouterr().out.splitlines())) >= 30
-    assert os.environ["COLUMNS"] == "5"
+    for given, widest in ((5, 62), (80, 80), (120, 110)):
+        monkeypatch.setenv("COLUMNS", str(given))
+        with pytest.raises(SystemExit):
+            parse(["--help"], CONFIGS)
+        assert widest - 30 <= max(map(len, capsys.readouterr().out.splitlines())) <= widest
+
+
+def test_every_flag_of_programs_and_commands_is_described_by_a_sentence() -> None:
+    programs = [*CONFIGS.values(), DecoupledConfig()]
+    commands = [importlib.import_module(f"rl.commands.{name}") for name in COMMANDS]
+    kinds = {kind for module in commands for kind in vars(module).values() if is_dataclass(kind)}
+    kinds = {kind for kind in kinds if kind.__module__.startswith("rl.commands.")} - {Known, Row}  # these are no flags
+    assert {"Play", "Evaluate", "Export", "Resume", "Runs", "Plot", "Envs"} <= {kind.__name__ for kind in kinds}
+    for each in (*programs, *kinds):
+        for flag in flags_of(each):
+            of = f"{flag.name} of {each}: {flag.text!r}"
+            assert re.fullmatch(r"[A-Z].{8,}\.", flag.text, re.DOTALL) and "type:" not in flag.text, of
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--lr", "is no flag; --learning-rate is"),
+        ("--n_envs=8", "is no flag; --num-envs is"),
+        ("--n-steps", "is no flag; --num-steps is"),
+        ("--env", "is no flag; --env-id is"),
+        ("--gpu", "is no flag; --cuda is"),
+        ("--timesteps", "is no flag; --total-timesteps is"),
+        ("--no-norm-obs", "is no flag; --normalize-obs is"),
+        ("--entcoef", "is no flag; --ent-coef is"),
+        ("--render", "is no flag; rl play RUN opens a window after training"),
+        ("--devices", "is no flag; the launcher takes it, before the program: fabric run --devices=2 train_fabric.py"),
+        ("--zzz", "is no flag"),
+    ],
+)
+def test_the_flag_that_was_meant_is_named(flag: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse([flag, "3"], CONFIGS)
+    assert str(error.value) == f"{flag.partition('=')[0]}: {said}"
+
+
+def test_names_of_other_libraries_stand_for_flags_that_there_are() -> None:
+    assert MEANT.keys() - {"logger"} <= Config().flags().keys()
+    assert not FLAG_OF.keys() & DecoupledConfig().flags().keys()
+    assert sum(map(len, map(str.split, MEANT.values()))) == len(FLAG_OF)
 
 
 def test_the_log_folder_is_absolute_at_once_and_may_be_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -187,11 +236,10 @@ def test_a_learner_is_chosen_by_its_name_with_defaults_of_its_own_and_ppo_withou
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_help_of_a_learner_explains_its_flags(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse([name, "--help"], CONFIGS)
-    help_text = capsys.readouterr().out
-    words = " ".join(help_text.replace("│", " ").split())
+        parse([name, "--help-all"], CONFIGS)
+    words = " ".join(capsys.readouterr().out.replace("[no-]", "").split())
     for field in fields(CONFIGS[name].learner):
-        assert re.search(rf"--{field.name.replace('_', '-')}[ ,].*?[A-Z].*?\(default: ", words), field.name
+        assert re.search(rf"--{field.name.replace('_', '-')} .*?[A-Z].*?\.", words), field.name
     for other in CONFIGS.keys() - {name}:
         own = {field.name for field in fields(CONFIGS[other].learner)} - {f.name for f in fields(CONFIGS[name].learner)}
         assert not any(f"--{flag.replace('_', '-')} " in words for flag in own)

@@ -43,7 +43,8 @@ def main(words: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    from rl.cli import for_any_reader, mend_streams
+    from rl.cli import mend_streams
+    from rl.parsing import for_any_reader
     from rl.reporting import reported
 
     mend_streams()

@@ -1,26 +1,29 @@
 """Finds runs and the policies that they have trained; what all commands on a run take from the command line."""
 
+import difflib
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import tyro
 
 from rl.arguments import value_of
-from rl.cli import OPTIONAL, tyros_terminal
 from rl.commands.text import MISSING
 from rl.config import LEARNER_NAME
 from rl.envs.config import EnvConfig
 from rl.errors import NothingToResumeError, UserError, one_line
+from rl.help import FLAGS, flags_of
 from rl.models.agent import Agent
 from rl.models.encoders import check_encoder
+from rl.parsing import help_wanted, print_help, read_words
 from rl.recipes import learner_with
 from rl.run.checkpoint import Content, agent_of, check_types, read_checkpoint, refused
 from rl.run.folder import CONFIG, kept_checkpoints, run_of
+from rl.spelling import spelled
 
 Flags = TypeVar("Flags")
 CONF = (tyro.conf.FlagCreatePairsOff,)
@@ -55,18 +58,28 @@ def read(kind: type[Flags], name: str, words: Sequence[str]) -> Flags:
 
     Raises:
         NothingToResumeError: There is no such run.
-        SystemExit: A flag is unknown or its value has the wrong type.
+        UserError: A flag is unknown or its value has the wrong type.
     """
-    with tyros_terminal():
-        return tyro.cli(kind, prog=f"rl {name}", args=with_last(words), config=CONF, registry=OPTIONAL)
+    return cast(Flags, _read(kind, name, words))
 
 
 def read_known(kind: type[Flags], name: str, words: Sequence[str]) -> tuple[Flags, list[str]]:
     """As `read`, and the words that are another program's flags."""
-    with tyros_terminal():
-        return tyro.cli(
-            kind, prog=f"rl {name}", args=with_last(words), config=CONF, registry=OPTIONAL, return_unknown_args=True
-        )
+    return cast(tuple[Flags, list[str]], _read(kind, name, words, return_unknown_args=True))
+
+
+def _read(kind: type[Any], name: str, words: Sequence[str], **options: Any) -> Any:
+    flags = list(flags_of(kind, FLAGS, pairs=False))
+    if help_wanted(words):
+        usage = " ".join([f"rl {name}", *(flag.form for flag in flags if flag.is_positional), "[FLAGS]"])
+        print_help(words, usage, str(kind.__doc__), flags, has_short=False)
+        sys.exit(0)
+
+    def unknown(field: str) -> str:
+        near = difflib.get_close_matches(field, [flag.name for flag in flags], n=1)
+        return "is no flag" + "".join(f"; {spelled(name)} is" for name in near)
+
+    return read_words(kind, with_last(words), flags, unknown, prog=f"rl {name}", config=CONF, **options)
 
 
 def with_last(words: Sequence[str]) -> list[str]:

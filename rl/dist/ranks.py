@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,7 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rl import tree
-from rl.dist.launch import local_world_size, num_cores, rank
+from rl.dist.launch import local_world_size, num_cores
+from rl.errors import counted
+from rl.reporting import note
 
 Rows = TypeVar("Rows")  # a tree of tensors [B, ...]
 
@@ -26,8 +27,8 @@ def choose_threads() -> None:
     A run whose ranks all use all cores can be five times slower.
     """
     cores = num_cores()
-    if local_world_size() > cores and rank() == 0:
-        print(f"note: {local_world_size()} ranks of this machine share {cores} cores", file=sys.stderr)
+    if local_world_size() > cores:
+        note(f"{local_world_size()} ranks of this machine share {counted(cores, 'core')}")
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // local_world_size())))
     if local_world_size() > 1 and hasattr(os, "SCHED_BATCH"):
         # As batch work, the threads that pass messages on do not preempt each other: a message between ranks takes

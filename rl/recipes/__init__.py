@@ -5,8 +5,8 @@ what the user gives holds. All values are read as text, since YAML writes number
 1e-4 is a string.
 """
 
-import difflib
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,9 @@ from rl.arguments import flag_of, in_new_spelling, learner_of, value_of
 from rl.config import CONFIGS, LEARNER_NAME, Config, DecoupledConfig, flat
 from rl.envs.options import yaml_text, yaml_types
 from rl.errors import UserError, described, require
+from rl.parsing import help_wanted
 from rl.reporting import note
+from rl.spelling import unknown
 
 SHIPPED = files("rl.recipes")
 GROUPS = {"env", "network", "keep", "learner"}  # of a run's config.json
@@ -41,7 +43,7 @@ def with_recipe(arguments: list[str], choices: Mapping[str, Config[Any]], *, own
         UserError: There is no such recipe, or it has flags that the learner does not have.
     """
     name = learner_of(arguments, choices)
-    if {"-h", "--help"} & set(arguments):
+    if help_wanted(arguments):
         return arguments
     rest = arguments[arguments[:1] == [name] :]
     wanted = value_of("--config", arguments)
@@ -67,14 +69,47 @@ def with_recipe(arguments: list[str], choices: Mapping[str, Config[Any]], *, own
 
 
 def note_recipe(config: Config[Any], arguments: list[str]) -> None:
-    """Tells the user which flags of a new run come from a recipe that the command line does not name."""
-    if config.config is None or value_of("--config", arguments) is not None:
-        return
-    given, _ = in_new_spelling(arguments, config.network.hidden_sizes)
-    flags = flags_of(find_recipe(config.config), "ppo", {"ppo": config})
-    words = [" ".join(flags[field]).removeprefix("--") for field in flags if not is_given(field, given)]
-    if said := ", ".join(words).replace("=", " "):
-        note(f"recipe {config.config}: {said}; --config none for the plain defaults")
+    """Tells the user of a new run which flags come from a recipe, or that one is left out."""
+    env_id, wanted = config.env.env_id, value_of("--config", arguments)
+    own = recipe_for(env_id) if config.learner_name() == "ppo" else None
+    if wanted not in (None, "none"):
+        if own and own.name != wanted:
+            note(f"--config {wanted} takes the place of the recipe {own.name}, and is not added to it")
+    elif config.config and wanted is None:
+        given, _ = in_new_spelling(arguments, config.network.hidden_sizes)
+        flags = flags_of(find_recipe(config.config), "ppo", {"ppo": config})
+        words = [" ".join(flags[field]).removeprefix("--") for field in flags if not is_given(field, given)]
+        if said := ", ".join(words).replace("=", " "):
+            note(f"recipe {config.config}: {said}; --config none for the plain defaults")
+    elif wanted is None and config.learner_name() == "ppo" and (other := recipe_of_another_version(env_id)):
+        others = f"the recipe {other.name} is for {other.env_ids[0]}"
+        note(f"no recipe for {env_id}, so it takes plain defaults; {others}, and --config {other.name} takes it here")
+
+
+def recipe_of_another_version(env_id: str) -> Recipe | None:
+    """The recipe for an environment whose id differs in the version alone; the first of its ids is that one."""
+    stem = env_id.rpartition("-v")[0]
+    for name in shipped():
+        text = (SHIPPED / f"{name}.yaml").read_text()
+        if stem and f"{stem}-v" in text:
+            recipe = recipe_of(text, name)
+            if like := [known for known in recipe.env_ids if known.rpartition("-v")[0] == stem and known != env_id]:
+                return recipe._replace(env_ids=like)
+    return None
+
+
+@contextlib.contextmanager
+def naming_recipes(arguments: list[str], wanted: Callable[[], str | None]) -> Iterator[None]:
+    """Names the recipe in errors about a flag that the command line does not have; `wanted` is its name, if any."""
+    try:
+        yield
+    except UserError as error:
+        flag, _, rest = str(error).partition(" ")
+        field = flag.strip("-:").replace("-", "_")
+        name = wanted()
+        if not name or name == "none" or is_given(field, arguments) or field not in find_recipe(name).values:
+            raise
+        raise type(error)(f"--config {name}: {flag.removeprefix('--')} {rest}") from None
 
 
 def is_given(field: str, arguments: list[str]) -> bool:
@@ -205,12 +240,3 @@ def words_of(field: str, value: Any, default: Any, where: str) -> list[str]:
     if any(word.startswith("--") for word in words):
         raise UserError(f"{where}: must be values, not flags")
     return [f"--{flag}", *words]
-
-
-def unknown(field: str, learner: str) -> str:
-    """What is wrong with a name that is no flag of a learner."""
-    takers = [name for name, config in CONFIGS.items() if field in config.flags()]
-    if takers:
-        return f"is a flag of {', '.join(takers)}, not of {learner}"
-    near = difflib.get_close_matches(field, CONFIGS[learner].flags(), n=1)
-    return "is no flag" + "".join(f"; {name.replace('_', '-')} is" for name in near)

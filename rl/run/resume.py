@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from rl.config import Config, flat
 from rl.dist.launch import world_size
 from rl.envs.config import EnvConfig
-from rl.errors import CheckpointError, NothingToResumeError
+from rl.errors import CheckpointError, NothingToResumeError, counted
 from rl.keep import Keep
 from rl.models.agent import Network
 from rl.models.encoders import KINDS
@@ -32,7 +32,7 @@ LENGTH = ("total_timesteps", "total_episodes")  # of a run
 # Changing these does not change what is learned, so nothing is said about them.
 FREE = {field.name for field in fields(Keep)} | {
     *("rank_timeout", "env_timeout", "max_replay_steps", "allow_import", "vectorization", "log_dir", "exp_name"),
-    *("config", "report_episodes", "capture_video", "eval_episodes", "max_eval_steps"),
+    *("config", "quiet", "report_episodes", "capture_video", "eval_episodes", "max_eval_steps"),
 }
 
 
@@ -147,16 +147,22 @@ def check_goes_on(content: Content, config: Config[Any]) -> None:
         num_each, rest = divmod(num_before, config.num_players())
         right = "another number of ranks" if rest else f"--num-envs {num_each}"
         raise CheckpointError(
-            f"--resume: the run has {num_before} environments ({content['num_players']} rank(s) × --num-envs"
+            f"--resume: the run has {num_before} environments ({counted(content['num_players'], 'rank')} × --num-envs"
             f" {was['num_envs']}), not {config.num_players()} × {now['num_envs']} = {num_now}; use {right}"
         )
     for name in sorted(changed - {"num_envs"}):
         note(f"resumed with --{name.replace('_', '-')} {now[name]} instead of {was[name]}")
     if len(content["ranks"]) != world_size():
         note(
-            f"resumed on {world_size()} ranks instead of {len(content['ranks'])}: the run continues from the same"
-            " state, but not bit for bit as it would have"
+            f"resumed on {counted(world_size(), 'rank')} instead of {len(content['ranks'])}: the run continues from the"
+            " same state, but not bit for bit as it would have"
         )
+
+
+def note_resumed(content: Content, config: Config[Any]) -> None:
+    """Says which checkpoint a run goes on from."""
+    position = content["run"]
+    note(f"resumes {config.keep.resume}, after update {position['update']:,} and {position['step']:,} steps")
 
 
 def note_learning_rate(content: Content, config: Config[Any], fraction: float) -> None:

@@ -249,7 +249,8 @@ class Run:
         self.finite.check(metrics, self.update)
         num_steps, _ = metrics.pop("Count/steps"), metrics.pop("Count/bad_rows")
         self.seconds += seconds
-        self.episodes.add(round(metrics["Count/episodes"]), metrics.get("Rewards/rew_avg", 0.0))
+        means = (metrics.get(tag, 0.0) for tag in ("Rewards/rew_avg", "Game/ep_len_avg"))
+        self.episodes.add(round(metrics["Count/episodes"]), *means)
         self.skipped_steps += metrics.get("Count/skipped_steps", 0.0)
         if self.progress is None:
             return
@@ -257,7 +258,7 @@ class Run:
         if self.episodes.number > 0:
             metrics["Rewards/last_100_episodes"] = self.episodes.mean_return()
         self.logger.log_metrics(in_order(metrics | action_metrics(self.session.agent)), self.step)
-        self.progress.show(self.step, self.episodes, steps_per_second)
+        self.progress.show(self.step, self.episodes, steps_per_second, self.fraction_done())
         # The policy changes most at the beginning: a video after updates 1, 2, 4, 8, …
         if self.config.capture_video and self.update.bit_count() == 1:
             self.keeper.film("train_videos", f"step_{self.step}")

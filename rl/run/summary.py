@@ -1,10 +1,14 @@
 """The summary that is printed at the end of a run."""
 
+import shlex
+import shutil
+from pathlib import Path
 from typing import Any, Protocol
 
 from rl.compile import Execution
 from rl.config import Config
 from rl.dist.launch import world_size
+from rl.errors import counted
 from rl.run.evaluation import Evaluation
 from rl.run.folder import BEST, RunFolder
 from rl.run.keeper import Keeper
@@ -26,7 +30,7 @@ class EndedRun(Protocol):
 
 
 def summary(run: EndedRun, evaluation: Evaluation) -> str:
-    """How good the agent is, how fast the run was, and where its files are."""
+    """How good the agent is, how fast the run was, where its files are, and what can be done with them."""
     returns, num_cut = evaluation.total_return, int(evaluation.unfinished.sum())
     cut = f", {num_cut} of them cut after {run.config.max_eval_steps} steps" if num_cut else ""
     skipped = run.skipped_steps > 0
@@ -36,18 +40,24 @@ def summary(run: EndedRun, evaluation: Evaluation) -> str:
     if number := run.episodes.number:
         recent = f"in the last {run.episodes.num_recent():,} of {number:,} episodes"
         sampled = f"return {run.episodes.mean_return():.2f} {recent}"
+    folder = shlex.quote(str(below_here(run.folder.path)))
+    rl = "rl" if shutil.which("rl") else "python -m rl"
     return "\n".join(
         (
             "",
             f"{run.config.env.env_id} after {run.step:,} steps",
             f"  greedy policy    return {returns.mean():.2f}, from {returns.min():.2f} to {returns.max():.2f}"
-            f" in {len(returns)} episodes{cut}",
+            f" in {counted(len(returns), 'episode')}{cut}",
             *best_line(run.keeper),
             f"  sampled policy   {sampled}",
             *([f"  skipped          {run.skipped_steps:,.0f} steps whose gradient overflowed"] * skipped),
-            f"  speed            {run.step / max(run.seconds, 1e-9):,.0f} steps/s on {world_size()} rank(s){compiling}",
+            f"  speed            {run.step / max(run.seconds, 1e-9):,.0f} steps/s on"
+            f" {counted(world_size(), 'rank')}{compiling}",
             f"  logs and agent   {run.folder.path}",
-            f"  to see the logs  tensorboard --logdir {run.folder.path.parent}",
+            f"  watch it         {rl} play {folder}",
+            f"  train it longer  {rl} resume {folder} --total-timesteps {2 * run.config.total_timesteps}",
+            f"  export it        {rl} export {folder} policy.onnx",
+            f"  see the curves   tensorboard --logdir {shlex.quote(str(below_here(run.folder.path.parent)))}",
         )
     )
 
@@ -57,3 +67,8 @@ def best_line(keeper: Keeper) -> list[str]:
     if not keeper.config.keep.keep_best:
         return []
     return [f"  best policy      return {keeper.best_return:.2f}, after {keeper.best_step:,} steps ({BEST})"]
+
+
+def below_here(path: Path) -> Path:
+    """The path as seen from the working folder, if it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

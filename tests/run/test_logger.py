@@ -1,15 +1,21 @@
 """Logging: scalars in TensorBoard, plain lines outside a terminal."""
 
+import io
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import train_torch
+from rl.cli import command_line
+from rl.config import CONFIGS
 from rl.dist.ranks import Ranks
+from rl.reporting import note
 from rl.run.folder import RunFolder
-from rl.run.logger import Episodes, Progress, say
+from rl.run.logger import Episodes, Progress, clock, say
 from rl.run.loggers import JsonLines, TensorBoardWriter
 from rl.run.metrics import Averages
 
@@ -44,7 +50,7 @@ def test_nothing_is_opened_before_something_is_written(tmp_path: Path) -> None:
 
 def ended(number: int, mean_return: float) -> Episodes:
     episodes = Episodes()
-    episodes.add(number, mean_return)
+    episodes.add(number, mean_return, 20.0)
     return episodes
 
 
@@ -59,26 +65,78 @@ def test_outside_a_terminal_there_are_few_lines(
     progress.close()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == num_lines
-    assert lines[-1] == f"{8 * num_updates} of {8 * num_updates} steps, return 3.00, 12,346 steps/s"
+    assert (
+        lines[-1]
+        == f"{8 * num_updates} of {8 * num_updates} steps, return 3.00, length 20, 12,346 steps/s, 0:00 in all"
+    )
 
 
 def test_a_line_comes_after_so_many_episodes_each_time(capsys: pytest.CaptureFixture[str]) -> None:
     progress, episodes = Progress(1000, report_episodes=100), Episodes()
     for update in range(10):
-        episodes.add(45, float(update))
+        episodes.add(45, float(update), 9.6)
         progress.show(100 * (update + 1), episodes, 7.0)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" episodes")[0] for line in lines] == ["135", "225", "315", "405"]
-    assert lines[0] == "135 episodes, 300 of 1,000 steps, return 1.00, 7 steps/s"
+    assert lines[0] == "135 episodes, 300 of 1,000 steps, return 1.00, length 10, 7 steps/s, 0:00 left"
 
 
 def test_the_mean_return_is_that_of_the_last_hundred_episodes_or_a_few_more() -> None:
     episodes = Episodes()
     assert math.isnan(episodes.mean_return())
     for number, value in ((1000, 5.0), (60, 1.0), (0, 0.0), (30, 2.0), (40, 4.0)):
-        episodes.add(number, value)
+        episodes.add(number, value, 10 * value)
     assert episodes.number == 1130 and episodes.num_recent() == 130
     assert episodes.mean_return() == pytest.approx((60 * 1 + 30 * 2 + 40 * 4) / 130)
+    assert episodes.mean_length() == pytest.approx(10 * episodes.mean_return())
+
+
+def test_the_time_left_is_that_of_the_rest_at_the_speed_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("rl.run.logger.time.monotonic", lambda: now[0])
+    progress = Progress(1000, first_step=500)
+    now[0] += 60
+    assert progress.time_left(0.6) == "4:00 left" and progress.time_left(1) == "1:00 in all"
+    assert [clock(seconds) for seconds in (0.4, 59.6, 3599, 86400)] == ["0:00", "1:00", "59:59", "24:00:00"]
+
+
+@pytest.mark.parametrize(
+    ("term", "no_color", "is_terminal", "screen", "colors"),
+    [
+        ("xterm", "", True, True, True),
+        ("xterm", "1", True, True, False),
+        ("dumb", "", True, False, False),
+        ("xterm", "", False, False, False),
+    ],
+)
+def test_what_is_no_screen_gets_lines_and_who_wants_no_colors_gets_none(
+    term: str, no_color: str, is_terminal: bool, screen: bool, colors: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    stream.isatty = lambda: is_terminal  # type: ignore[method-assign]
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setattr(sys, "stderr", stream)
+    progress = Progress(8)
+    progress.show(4, ended(1, 3.0), 5.0)
+    progress.close()
+    assert ("4.00 of 8.00 steps, return 3.00, length 20, 5 steps/s, 0:00 left" in stream.getvalue()) == screen
+    assert ("\033[" in stream.getvalue().replace("\033[A", "")) == colors
+    stream.truncate(0)
+    note("x")
+    assert stream.getvalue().lstrip("\0") == ("\033[33mnote:\033[0m x\n" if colors else "note: x\n")
+
+
+def test_quiet_leaves_errors_alone(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    small = "--num-envs 2 --num-steps 8 --total-timesteps 32 --hidden-sizes 8 --eval-episodes 1"
+    flags = f"--quiet {small} --seed 3 --seed 4"
+    monkeypatch.setattr(sys, "argv", ["train_torch.py", *flags.split()])
+    command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
+    assert capfd.readouterr() == ("", "") and list(Path("logs/torch_logs").glob("*_seed4_*/last.ckpt"))
+    monkeypatch.setattr(sys, "argv", ["train_torch.py", "--quiet", "--gamma", "2"])
+    with pytest.raises(SystemExit):
+        command_line(train_torch.main, CONFIGS, train_torch.PROGRAM)
+    assert capfd.readouterr() == ("", "error: --gamma 2.0: must lie between 0 and 1\n")
 
 
 def test_counts_are_sums_over_an_update_while_the_rest_are_means() -> None:
