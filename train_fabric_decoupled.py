@@ -141,7 +141,8 @@ def make_exchange(config: DecoupledConfig, session: Session) -> Exchange:
     """This rank's end of the exchange; both ends take dtypes and shapes from a row of a single environment."""
     agent, learner = session.agent, session.learner
     with torch.no_grad(), closing(one_env(config)) as env:
-        rollout = make_collector(env.to(session.device), agent, seed=config.seed, first_env=0).collect(1)
+        collector = make_collector(env.to(session.device), agent, seed=config.seed, first_env=0)
+        rollout = collector.collect(config.steps_per_row())
         estimates = learner.estimate(agent, rollout)
         like, _ = learner.prepare(rollout, estimates, estimates.sums)
         _, metrics = learner.loss(agent, like)
@@ -155,7 +156,7 @@ def make_exchange(config: DecoupledConfig, session: Session) -> Exchange:
         agent,
         like,
         names,
-        num_rows=config.steps_per_update(),
+        num_rows=config.steps_per_update() // config.steps_per_row(),
         num_trainers=config.num_trainers(),
         shared=config.learner.share_data,
         pinned=config.cuda,

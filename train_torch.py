@@ -20,7 +20,7 @@ from rl.dist.ranks import Ranks
 from rl.envs.masks import Mask
 from rl.envs.observations import Obs
 from rl.learners.learner import Metrics, gradient_metrics
-from rl.models.distributions import Distribution
+from rl.models.agent import Output
 from rl.run.folder import join_ranks
 from rl.run.loggers import TensorBoardWriter, make_loggers
 from rl.session import Session
@@ -63,9 +63,9 @@ def eager_step(session: Session, module: nn.Module, scaler: torch.amp.GradScaler
     learner, weights, optimizer = session.learner, session.weights, cast(Adam, session.optimizer)
     max_norm = learner.config.max_grad_norm
 
-    def forward(obs: Obs, mask: Mask = ()) -> tuple[Distribution, Tensor]:
+    def forward(obs: Obs, mask: Mask = (), *past: Tensor) -> Output:
         with session.autocast():  # the network alone: losses are computed in float32
-            return cast(tuple[Distribution, Tensor], module(obs, mask))
+            return cast(Output, module(obs, mask, *past))
 
     def gradient_step(minibatch: Any) -> Metrics:
         loss, metrics = learner.loss(forward, minibatch)

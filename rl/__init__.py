@@ -69,3 +69,21 @@ gymnasium.register(
     vector_entry_point="rl.envs.custom:CustomVectorEnv",
     max_episode_steps=200,
 )
+
+# What these are for: docs/memory.md.
+for env_id, entry_point, max_episode_steps, keep in (
+    ("CartPoleNoVel-v1", "cartpole:CartPoleEnv", 500, (0, 2)),
+    ("PendulumNoVel-v1", "pendulum:PendulumEnv", 200, (0, 1)),
+):
+    gymnasium.register(
+        env_id,
+        entry_point=f"gymnasium.envs.classic_control.{entry_point}",
+        max_episode_steps=max_episode_steps,
+        additional_wrappers=(
+            gymnasium.envs.registration.WrapperSpec(
+                "WithoutVelocities", "rl.envs.remembering:WithoutVelocities", {"keep": keep}
+            ),
+        ),
+    )
+gymnasium.register("Recall-v0", entry_point="rl.envs.remembering:recall")
+gymnasium.register("TMaze-v0", entry_point="rl.envs.remembering:t_maze")

@@ -42,11 +42,14 @@ class Execution:
         self.device = torch.device(device)
         self.compile_seconds = 0.0
 
-    def step(self, function: Function, state: Sequence[Tensor] = ()) -> Function:
-        """Compiles or records a function of one time step; `state` lists the tensors that it mutates."""
-        if self.mode == "eager":
+    def step(self, function: Function, state: Sequence[Tensor] = (), *, compiles: bool = True) -> Function:
+        """Compiles or records a function of one time step; `state` lists the tensors that it mutates.
+
+        Functions that would take too long to compile are recorded only, or run as they are.
+        """
+        if self.mode == "eager" or (self.mode == "compile" and not compiles):
             return function
-        compilable = compiler_missing(self.device) is None
+        compilable = compiles and compiler_missing(self.device) is None
 
         def make() -> Callable[..., Any]:
             fast = compiled(function, self.device) if compilable else function

@@ -100,9 +100,13 @@ class Config(Generic[LearnerType]):
         device = torch.device("cuda" if self.collects_on_gpu() else "cpu")
         return self.runs_eagerly(device) or (device.type == "cpu" and compiler_missing(device) is not None)
 
+    def steps_per_row(self) -> int:
+        """Number of steps in a row: one or, where the agent has memory, those of a piece."""
+        return 1 if self.network.memory == "none" else self.learner.steps_per_piece()
+
     def rows_per_rank(self) -> int:
         """Number of rows that a rank learns from in an epoch."""
-        return self.env.num_envs * self.learner.num_steps
+        return self.env.num_envs * self.learner.num_steps // self.steps_per_row()
 
     def steps_per_update(self) -> int:
         """Environment steps of all ranks in one update, not counting resets; fewest, where episodes are whole."""
@@ -144,6 +148,7 @@ class Config(Generic[LearnerType]):
         if self.execution != "auto" or device.type == "cuda":
             return False
         num_gradient_steps, num_rows = self.learner.work(self.rows_per_rank())
+        num_rows *= self.steps_per_row()
         return not compiling_pays(self.num_updates() * num_gradient_steps, self.num_updates() * num_rows)
 
     def make_execution(self, device: torch.device) -> Execution:
@@ -198,8 +203,7 @@ class Config(Generic[LearnerType]):
             raise UserError("--execution cudagraphs: needs a GPU; add --cuda, or use --execution compile")
         if self.learner.whole_episodes and self.execution in ("compile", "cudagraphs"):
             raise UserError(f"--execution {self.execution}: whole episodes vary in length; leave the flag out")
-        if self.network.normalize_reward and isinstance(self.learner, ActorCriticConfig):
-            raise UserError("--normalize-reward: the actor-critic has --normalize-values instead; leave the flag out")
+        self.learner.check_network(self.network)
         if self.env.terminate_on_life_loss and self.learner.whole_episodes:
             raise UserError(
                 f"--terminate-on-life-loss: {self.learner_name()} learns from whole episodes; leave the flag out"

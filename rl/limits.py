@@ -18,9 +18,11 @@ def check_memory(network: Network, learner: LearnerConfig, spaces: Spaces, *, nu
     """Raises `UserError` for rollouts, a replay buffer or a network larger than a rank's part of the memory."""
     action_size = 2 * spaces.actions.noise_size  # an int64, or less
     obs_bytes = sum(math.prod(key.shape) * np.dtype(key.dtype).itemsize for key in spaces.obs)
-    row_bytes = obs_bytes * (2 if learner.keeps_next_obs(spaces) else 1) + 4 * (action_size + 8)
     with torch.device("meta"):  # takes no memory itself
-        num_weights = sum(p.numel() for p in Agent(spaces, replace(network, ortho_init=False)).parameters())
+        agent = Agent(spaces, replace(network, ortho_init=False))
+    num_weights = sum(parameter.numel() for parameter in agent.parameters())
+    memory_size = agent.memory.num_numbers if agent.memory else 0
+    row_bytes = obs_bytes * (2 if learner.keeps_next_obs(spaces) else 1) + 4 * (action_size + memory_size + 8)
     num_steps = learner.num_steps
     buffer_size = getattr(learner, "buffer_size", 0)
     num_bytes = {

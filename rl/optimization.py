@@ -22,8 +22,7 @@ from rl.dist.ranks import Ranks
 from rl.envs.masks import Mask
 from rl.envs.observations import Obs
 from rl.learners.learner import AnyLearner, Metrics, gradient_metrics
-from rl.models.agent import Agent, Weights, call_with
-from rl.models.distributions import Distribution
+from rl.models.agent import Agent, Output, Weights, call_with
 
 BETAS = (0.9, 0.999)
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by Lightning's names
@@ -103,6 +102,8 @@ class GradientStep:
         execution: Execution,
         autocast: torch.dtype | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        *,
+        compiles: bool = True,
     ) -> None:
         """`autocast` is the dtype of matrix products; fp16 needs a loss `scaler`."""
         self.learner = learner
@@ -115,10 +116,10 @@ class GradientStep:
         self.one = torch.ones((), device=weights.vector.device)
         adam_state = optimizer.state[weights.vector]
         state = [weights.vector, weights.gradient, *adam_state.values()]
-        self.add_gradient = execution.step(self._add_gradient, state=[weights.gradient])
+        self.add_gradient = execution.step(self._add_gradient, [weights.gradient], compiles=compiles)
         # The loss scaler decides on the host whether to step, so it is not compiled.
         self.apply = self._apply_scaled if self.scaler else execution.step(self._apply, state=state)
-        self.whole = execution.step(self._whole, state=state)
+        self.whole = execution.step(self._whole, state, compiles=compiles)
 
     def __call__(self, minibatch: Any) -> Metrics:
         """Takes a step on a minibatch [b, ...]; returns its metrics."""
@@ -138,6 +139,8 @@ class GradientStep:
     def _num_parts(self, minibatch: Any) -> int:
         if minibatch.weight.device.type != "cpu":
             return 1
+        if minibatch.weight.dim() > 1:
+            return 1  # pieces: a layer's outputs for one of their steps are small
         row_bytes = self.policy.critic.in_features * (2 if self.autocast else self.weights.vector.element_size())
         return math.ceil(len(minibatch.weight) / max(CACHE_BYTES // row_bytes, 256))
 
@@ -149,10 +152,10 @@ class GradientStep:
         self.weights.gradient.add_(gradient)
         return metrics
 
-    def _agent(self, vector: Tensor, obs: Obs, mask: Mask = ()) -> tuple[Distribution, Tensor]:
+    def _agent(self, vector: Tensor, obs: Obs, mask: Mask = (), *past: Tensor) -> Output:
         precision = torch.autocast(vector.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
         with precision:
-            return call_with(self.policy, vector, obs, mask)
+            return call_with(self.policy, vector, obs, mask, *past)
 
     @torch.no_grad()
     def _apply(self) -> Metrics:

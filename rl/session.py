@@ -18,6 +18,7 @@ from rl.errors import UserError
 from rl.learners.learner import AnyLearner
 from rl.models.agent import Agent, Weights
 from rl.models.float8 import to_float8
+from rl.models.memory import MOST_COMPILED
 from rl.optimization import AUTOCAST, GradientStep, make_adam
 from rl.rollout import AnyCollector, Rollout, make_collector
 from rl.run.folder import RunFolder, open_folder
@@ -39,6 +40,15 @@ def check_has_masks(learner: AnyLearner, samples: Any, rollout: Rollout) -> None
         raise UserError(
             f"{type(learner).__name__}.prepare: returned samples without masks, which the environments have; must have"
             " a field `mask`, from rollout.mask, for its loss to call policy(obs, mask)"
+        )
+
+
+def check_has_past(learner: AnyLearner, samples: Any, rollout: Rollout) -> None:
+    """Raises `UserError` for a learner that would leave out what the agent remembers."""
+    if isinstance(rollout.memory, torch.Tensor) and not getattr(samples, "past", ()):
+        raise UserError(
+            f"{type(learner).__name__}.prepare: returned samples without a past, which --memory makes; must have a"
+            " field `past`, from rollout.past, cut by `rows_of`, for its loss to call policy(obs, mask, *past)"
         )
 
 
@@ -150,10 +160,11 @@ class Session:
         learner = self.learner
         if rollout is not None:
             check_has_masks(learner, samples, rollout)
+            check_has_past(learner, samples, rollout)
         for epoch in range(learner.config.update_epochs):
             if epoch > 0 and rollout is not None and learner.config.recompute_advantages:
                 with torch.no_grad(), self.autocast():
-                    (_, value), (_, next_value) = map(self.agent, (rollout.obs, rollout.next_obs))
+                    (_, value, *_), (_, next_value, *_) = map(self.agent, (rollout.obs, rollout.next_obs))
                     now = rollout._replace(value=value, next_value=next_value)
                     estimates = self.estimate(now)
                     again, _ = learner.prepare(now, estimates, self.ranks.sum(estimates.sums))
@@ -167,6 +178,6 @@ class Session:
     def compiled_step(self) -> GradientStep:
         """The gradient step of a compiled run: the same arithmetic, with one all-reduce in place of DDP."""
         adam = cast(torch.optim.Adam, self.optimizer)
-        return GradientStep(
-            self.learner, self.agent, self.weights, adam, self.ranks, self.execution, self.dtype, self.scaler
-        )
+        short = self.config.steps_per_row() <= MOST_COMPILED
+        parts = (self.learner, self.agent, self.weights, adam, self.ranks, self.execution, self.dtype, self.scaler)
+        return GradientStep(*parts, compiles=short)

@@ -1,6 +1,6 @@
 """Trees of tensors (or of arrays): a tensor, or NamedTuples, tuples, lists and dicts of trees."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._higher_order_ops.scan import scan as compiled_scan
 
 TreeType = TypeVar("TreeType")
-Carry = TypeVar("Carry", bound=tuple[Tensor, ...])  # a NamedTuple of tensors
+Carry = TypeVar("Carry", bound=tuple[Any, ...])  # a NamedTuple of trees
 Output = TypeVar("Output", bound=tuple[Any, ...])  # a NamedTuple of trees
 LEAVES = (Tensor, np.ndarray)
 
@@ -70,8 +70,13 @@ def split(tree: TreeType, num_parts: int) -> Iterator[TreeType]:
     """Cuts tensors [B, ...] along dimension 0 into parts of almost equal size."""
     parts = [tensor.tensor_split(num_parts) for tensor in leaves(tree)]
     for part in zip(*parts, strict=True):
-        tensors = iter(part)
-        yield map(lambda _, tensors=tensors: next(tensors), tree)
+        yield rebuilt(tree, part)
+
+
+def rebuilt(tree: TreeType, tensors: Iterable[Tensor]) -> TreeType:
+    """A tree of the same form, with these tensors in place of its own."""
+    given = iter(tensors)
+    return map(lambda _: next(given), tree)
 
 
 def scan(
@@ -84,18 +89,18 @@ def scan(
 ) -> tuple[Carry, Output]:
     """Applies `step(carry, *inputs[t])` to inputs [T, ...] in turn; returns the last carry and the outputs [T, ...].
 
-    With `reverse` it goes from the last input to the first, and outputs keep their places. No two fields of a carry
-    may be the same tensor, which Inductor's loop in C++ would free twice.
+    With `reverse` it goes from the last input to the first, and outputs keep their places. No two tensors of a carry
+    may be the same, which Inductor's loop in C++ would free twice.
     """
     if torch.compiler.is_compiling():
 
         def plain_step(plain: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> tuple[Any, Any]:
-            after, output = step(type(carry)(*plain), *now)
+            after, output = step(rebuilt(carry, plain), *now)
             # The compiled loop takes plain tuples only, and no tensor may be both carry and output.
-            return tuple(after), map(torch.clone, tuple(output))
+            return tuple(leaves(after)), map(torch.clone, tuple(output))
 
-        after, outputs = compiled_scan(plain_step, tuple(carry), inputs, reverse=reverse)
-        return type(carry)(*after), output_type(*outputs)
+        after, outputs = compiled_scan(plain_step, tuple(leaves(carry)), inputs, reverse=reverse)
+        return rebuilt(carry, after), output_type(*outputs)
 
     order = range(len(inputs[0]))
     steps = []

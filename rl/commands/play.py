@@ -20,7 +20,7 @@ from rl.envs.make import has_gymnasium_form, has_tensor_form, making
 from rl.envs.masks import KEY
 from rl.envs.spaces import Spaces
 from rl.errors import EnvError, UserError, one_line, require
-from rl.run.evaluation import act
+from rl.run.evaluation import Actor
 from rl.seeding import ACTION, Noise, environment_seed, evaluation_seed
 
 Show = Callable[[], None]
@@ -67,10 +67,10 @@ def play(
     noise = Noise(seed, ACTION, episode, 1, policy.agent.spaces.actions.noise_size)
     obs, info = env.reset(seed=environment_seed(seed, episode))
     show()
-    total = 0.0
+    total, actor = 0.0, Actor(policy.agent)
     for t in range(policy.max_steps):
         drawn = noise.at(torch.tensor(t), 1)[0, 0] if sampled else None
-        obs, reward, terminated, truncated, info = env.step(act(policy.agent, obs, info.get(KEY), drawn))
+        obs, reward, terminated, truncated, info = env.step(actor(obs, info.get(KEY), drawn))
         show()
         total += float(reward)
         if terminated or truncated:

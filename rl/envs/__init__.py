@@ -1,6 +1,6 @@
 """Environments: Gymnasium's, stepped in tensors, and environments that are written in tensors, registered here."""
 
-from rl.envs import classic, minatar
+from rl.envs import classic, minatar, remembering
 from rl.envs.custom import CustomTensorEnv
 from rl.envs.tensor_envs import register_tensor_env
 
@@ -10,3 +10,7 @@ register_tensor_env("Pendulum-v1", classic.Pendulum)
 register_tensor_env("MountainCar-v0", classic.MountainCar)
 register_tensor_env("Acrobot-v1", classic.Acrobot)
 register_tensor_env("MinAtar/Breakout-v1", minatar.Breakout)
+register_tensor_env("CartPoleNoVel-v1", remembering.CartPoleNoVel)
+register_tensor_env("PendulumNoVel-v1", remembering.PendulumNoVel)
+register_tensor_env("Recall-v0", remembering.Recall)
+register_tensor_env("TMaze-v0", remembering.TMaze)

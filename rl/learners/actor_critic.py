@@ -11,7 +11,7 @@ from torch import Tensor
 from rl import tree
 from rl.envs.masks import Mask
 from rl.envs.observations import Obs
-from rl.errors import require
+from rl.errors import UserError, require
 from rl.learners.learner import (
     Learner,
     LearnerConfig,
@@ -22,7 +22,7 @@ from rl.learners.learner import (
     weighted_sums,
 )
 from rl.learners.replay import Replay
-from rl.models.agent import Policy
+from rl.models.agent import Network, Policy
 from rl.rollout import Rollout
 from rl.seeding import Shuffle
 
@@ -90,6 +90,13 @@ class ActorCriticConfig(LearnerConfig):
             require(0 <= coefficient < math.inf, name, coefficient, "must be a finite number, at least 0")
         require(0 < self.rho_clip < math.inf, "--rho-clip", self.rho_clip, "must be a finite number above 0")
 
+    def check_network(self, network: Network) -> None:
+        super().check_network(network)
+        right = "the actor-critic learns from single steps; use ppo or reinforce"
+        require(network.memory == "none", "--memory", network.memory, right)
+        if network.normalize_reward:
+            raise UserError("--normalize-reward: the actor-critic has --normalize-values instead; leave the flag out")
+
 
 class ActorCritic(Learner[Sums, Transitions]):
     """One-step V-trace on minibatches from a replay buffer."""
@@ -134,7 +141,7 @@ class ActorCritic(Learner[Sums, Transitions]):
         config, num_rows = self.config, len(samples.weight)
         # Only values are needed of the successors, for which no mask matters.
         mask = tree.map(lambda legal: torch.cat([legal, torch.ones_like(legal)]), samples.mask)
-        both, values = policy(tree.cat([samples.obs, samples.next_obs]), mask)
+        both, values, *_ = policy(tree.cat([samples.obs, samples.next_obs]), mask)
         distribution = tree.index(both, slice(num_rows))
         value, next_value = values[:num_rows], values[num_rows:].detach()
         log_prob = distribution.log_prob(samples.action)

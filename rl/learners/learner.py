@@ -13,7 +13,8 @@ from rl import tree
 from rl.dist.ranks import Ranks
 from rl.envs.spaces import Spaces
 from rl.errors import UserError, require
-from rl.models.agent import Policy
+from rl.models.agent import Network, Policy
+from rl.models.memory import Past
 from rl.rollout import AnyCollector, Rollout
 from rl.seeding import Shuffle
 
@@ -58,6 +59,9 @@ class LearnerConfig(ABC):
 
     num_steps: int = 128
     """Steps of each environment in a rollout."""
+    sequence_length: int | None = None
+    """With --memory, steps through which gradients flow back: rollouts are cut into pieces of that many; by default
+    a piece is as long as the rollout."""
     learning_rate: float = 5e-4
     """Adam's step size at the start."""
     schedule: Literal["constant", "linear"] = "linear"
@@ -84,10 +88,25 @@ class LearnerConfig(ABC):
     def check(self, rows_per_rank: int) -> None:
         """Raises `UserError` for an invalid value, given the number of rows that a rank learns from."""
         require(self.num_steps >= 1, "--num-steps", self.num_steps, "must be at least 1")
+        if (length := self.sequence_length) is not None:
+            right = f"must be at least 1, and divide --num-steps {self.num_steps}"
+            require(length >= 1 and self.num_steps % length == 0, "--sequence-length", length, right)
         require(0 <= self.gamma <= 1, "--gamma", self.gamma, "must lie between 0 and 1")
         for flag, value in (("--learning-rate", self.learning_rate), ("--adam-eps", self.adam_eps)):
             require(0 < value < math.inf, flag, value, "must be a finite number above 0")
         require(self.max_grad_norm > 0, "--max-grad-norm", self.max_grad_norm, "must be above 0; inf clips nothing")
+
+    def check_network(self, network: Network) -> None:
+        """Raises `UserError` for an agent that this learner cannot train."""
+        if (length := self.sequence_length) is not None and network.memory == "none":
+            raise UserError(f"--sequence-length {length}: needs an agent with memory; add --memory gru")
+        if self.recompute_advantages and network.memory != "none":
+            right = "the values of later epochs would need what is remembered then; leave out --recompute-advantages"
+            raise UserError(f"--memory {network.memory}: {right}")
+
+    def steps_per_piece(self) -> int:
+        """Steps of a row, where the agent has memory."""
+        return self.sequence_length or self.num_steps
 
     def learning_rate_at(self, progress: float) -> float | None:
         """The learning rate after this fraction of the run; None if the learner adapts it."""
@@ -158,6 +177,19 @@ class Learner(ABC, Generic[EstimatesType, SamplesType]):
 
 
 AnyLearner = Learner[Any, Any]
+
+
+def rows_of(steps: SamplesType, past: Past, steps_per_piece: int) -> SamplesType:
+    """Steps [T, N, ...] as rows [B, ...]: single steps or, where the agent has memory, pieces [B, L, ...] of L steps.
+
+    Pieces get a `past`: of the memory before each step, that before their first one, and where in them episodes begin.
+    """
+    if not past:
+        return tree.map(lambda field: field.flatten(0, 1), steps)
+    pieces, (memory, start) = tree.map(
+        lambda field: field.unflatten(0, (-1, steps_per_piece)).transpose(1, 2).flatten(0, 1), (steps, past)
+    )
+    return pieces._replace(past=(memory[:, 0], start))  # type: ignore[attr-defined, no-any-return]
 
 
 def weighted_sums(weight: Tensor, *fields: Tensor) -> Tensor:

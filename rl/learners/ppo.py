@@ -17,12 +17,14 @@ from rl.learners.learner import (
     LearnerConfig,
     Metrics,
     normalized_weight,
+    rows_of,
     standardized,
     variance,
     weighted_mean,
     weighted_sums,
 )
 from rl.models.agent import Policy
+from rl.models.memory import Past
 from rl.returns import gae
 from rl.rollout import Rollout
 from rl.seeding import Shuffle
@@ -50,6 +52,7 @@ class Rows(NamedTuple):
     target: Tensor  # of the critic
     weight: Tensor  # 0 for rows to leave out; 1 on average over all ranks
     mask: Mask = ()  # of legal actions [B, ΣA], where there are masks
+    past: Past = ()  # where the agent has memory: every other field is then [B, L, ...]
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ class PPO(Learner[Estimates, Rows]):
         return Estimates(advantage, target, weighted_sums(rollout.weight, advantage, target))
 
     def prepare(self, rollout: Rollout, estimates: Estimates, totals: Tensor) -> tuple[Rows, Metrics]:
-        """The rows [T·N, ...] of a rollout; advantages are normalized over all ranks."""
+        """The rows [B, ...] of a rollout; advantages are normalized over all ranks."""
         num_ranks, total, *moments = totals.unbind()
         advantage_moments, target_moments = moments[:2], moments[2:]
         # The critic's error, target - value, is the advantage.
@@ -155,7 +158,7 @@ class PPO(Learner[Estimates, Rows]):
             rollout.mask,
         )
         metrics = {"Info/explained_variance": (1 - unexplained).float()}
-        return tree.map(lambda field: field.flatten(0, 1), rows), metrics
+        return rows_of(rows, rollout.past, self.config.steps_per_piece()), metrics
 
     def minibatches(self, samples: Rows, shuffle: Shuffle) -> Iterator[Rows]:
         """All rows in a new order, in minibatches of almost equal size."""
@@ -169,7 +172,7 @@ class PPO(Learner[Estimates, Rows]):
     def loss(self, policy: Policy, samples: Rows) -> tuple[Tensor, Metrics]:
         """PPO's loss over a minibatch (Schulman et al. 2017, eq. 9, negated)."""
         config, weight = self.config, samples.weight
-        distribution, value = policy(samples.obs, samples.mask)
+        distribution, value, *_ = policy(samples.obs, samples.mask, *samples.past)
         log_ratio = distribution.log_prob(samples.action) - samples.log_prob
         policy_loss = weighted_mean(clipped_surrogate(log_ratio, samples.advantage, config.clip_coef), weight)
         value_clip = config.clip_coef if config.clip_vloss else None

@@ -17,11 +17,13 @@ from rl.learners.learner import (
     LearnerConfig,
     Metrics,
     normalized_weight,
+    rows_of,
     standardized,
     weighted_mean,
     weighted_sums,
 )
 from rl.models.agent import Policy
+from rl.models.memory import Past
 from rl.returns import returns_to_go
 from rl.rollout import AnyCollector, Rollout
 from rl.seeding import Shuffle
@@ -45,6 +47,7 @@ class Rows(NamedTuple):
     weight: Tensor  # 0 for rows to leave out; 1 on average over all ranks
     rows_per_episode: Tensor  # mean length of the episodes of all ranks, the same in every row
     mask: Mask = ()  # of legal actions [B, ΣA], where there are masks
+    past: Past = ()  # where the agent has memory: every other field is then [B, L, ...]
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Reinforce(Learner[Estimates, Rows]):
         return Estimates(return_to_go, advantage, weighted_sums(rollout.weight, advantage, ended))
 
     def prepare(self, rollout: Rollout, estimates: Estimates, totals: Tensor) -> tuple[Rows, Metrics]:
-        """The rows [T·N, ...] of a rollout; advantages are normalized over all ranks."""
+        """The rows [B, ...] of a rollout; advantages are normalized over all ranks."""
         num_ranks, total, *moments, num_episodes, _ = totals.unbind()
         advantage = estimates.advantage
         if self.config.normalize_returns:
@@ -110,9 +113,15 @@ class Reinforce(Learner[Estimates, Rows]):
         weight = normalized_weight(rollout.weight, num_ranks, total)
         rows_per_episode = (total / num_episodes.clamp(min=1)).float().expand_as(weight)
         rows = Rows(
-            rollout.obs, rollout.action, estimates.return_to_go, advantage, weight, rows_per_episode, rollout.mask
+            rollout.obs,
+            rollout.action,
+            estimates.return_to_go,
+            advantage,
+            weight,
+            rows_per_episode,
+            rollout.mask,
         )
-        return tree.map(lambda field: field.flatten(0, 1), rows), {}
+        return rows_of(rows, rollout.past, self.config.steps_per_piece()), {}
 
     def minibatches(self, samples: Rows, shuffle: Shuffle) -> Iterator[Rows]:
         """All rows, once: the policy gradient holds only for the policy that acted."""
@@ -125,7 +134,7 @@ class Reinforce(Learner[Estimates, Rows]):
         divide an episode's gradient by its length, which depends on the actions: not a policy gradient of the return.
         """
         config, weight = self.config, samples.weight
-        distribution, value = policy(samples.obs, samples.mask)
+        distribution, value, *_ = policy(samples.obs, samples.mask, *samples.past)
         policy_loss = -weighted_mean(distribution.log_prob(samples.action) * samples.advantage, weight)
         value_loss = weighted_mean((value - samples.return_to_go).square(), weight)
         # Without a baseline the critic's gradients are 0 instead of missing: DDP waits for every parameter's.

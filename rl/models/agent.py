@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import Unpack
 
 from rl.envs.masks import Mask
 from rl.envs.observations import Keys, Obs, numbers_of
@@ -17,9 +18,12 @@ from rl.envs.spaces import Spaces
 from rl.errors import UserError, require
 from rl.models.distributions import Distribution, distribution_of
 from rl.models.encoders import OwnFeatures, as_floats, check_images, chosen, make_features
+from rl.models.memory import Memory, Recurrent
 from rl.models.normalizer import CLIP, Normalizer
 
-Policy = Callable[..., tuple[Distribution, Tensor]]  # an agent, or a wrapper of one
+Output = tuple[Distribution, Tensor, Unpack[tuple[Tensor, ...]]]
+"""The distribution over actions, the value, and the memory afterwards, if memory was given."""
+Policy = Callable[..., Output]  # an agent, or a wrapper of one
 
 LARGEST_DEPTH, LARGEST_WIDTH = 1_000, 2**14
 LOG_STD_BOUNDS = (-20.0, 2.0)
@@ -46,6 +50,11 @@ class Network:
     """Initialize weights orthogonally; otherwise as PyTorch does by default."""
     log_std_init: float = 0.0
     """Logarithm of the initial standard deviation of continuous actions; during training it stays in -20 to 2."""
+    memory: Literal["none", "gru", "lstm"] = "none"
+    """Recurrent layer after the hidden ones, by which the agent remembers what it has observed in an episode; actor and
+    critic have one each, unless they share all layers but the last."""
+    memory_size: int = 128
+    """Number of units of a recurrent layer."""
     normalize_obs: bool = False
     """Shift and scale observations to mean 0 and standard deviation 1, as measured so far on all ranks."""
     normalize_reward: bool = False
@@ -58,6 +67,8 @@ class Network:
         for size in self.hidden_sizes:
             require(size >= 1, "--hidden-sizes", size, "must be at least 1")
             require(size <= LARGEST_WIDTH, "--hidden-sizes", size, f"must be at most {LARGEST_WIDTH:,}")
+        fits = 1 <= self.memory_size <= LARGEST_WIDTH
+        require(fits, "--memory-size", self.memory_size, f"must lie between 1 and {LARGEST_WIDTH:,}")
         if self.shared_encoder and self.actor_keys != self.critic_keys:
             raise UserError("--shared-encoder: actor and critic see different keys; use --no-shared-encoder")
         low, high = LOG_STD_BOUNDS
@@ -81,6 +92,11 @@ class Agent(nn.Module):
         critic_keys = chosen(spaces.obs, network.critic_keys, "--critic-keys")
         self.critic_encoder = None if network.shared_encoder else _encoder(critic_keys, network)
         width = network.hidden_sizes[-1]
+        self.memory: Recurrent | None = None
+        if network.memory != "none":
+            num_encoders = 1 if network.shared_encoder else 2
+            self.memory = Recurrent(network.memory, width, network.memory_size, num_encoders=num_encoders)
+            width = network.memory_size
         self.actor = nn.Linear(width, actions.num_outputs)
         self.critic = nn.Linear(width, 1)
         num_numbers = sum(key.num_features for key in spaces.obs if key.dtype == "float32")
@@ -95,18 +111,31 @@ class Agent(nn.Module):
         if network.ortho_init:
             self._init_orthogonally()
 
-    def forward(self, obs: Obs, mask: Mask = ()) -> tuple[Distribution, Tensor]:
+    def forward(self, obs: Obs, mask: Mask = (), *past: Tensor) -> Output:
         """The distribution over actions and the value [...] at observations [..., *shape], both in float32.
 
         They are float32 whatever precision the network computes in, so that losses need not know it. Whoever needs no
-        more than the value may leave out the mask.
+        more than the value may leave out the mask. An agent with memory is given what it remembers, and also returns
+        what it remembers afterwards: memory [..., M] for single steps; for pieces [B, L, *shape] the memory before them
+        [B, M], and where in them episodes begin [B, L].
         """
         floats = self._floats(obs)
         encoded = self.encoder(floats)
-        value = self.critic(encoded if self.critic_encoder is None else self.critic_encoder(floats))
+        encoded_for_critic = encoded if self.critic_encoder is None else self.critic_encoder(floats)
+        after: tuple[Tensor, ...] = ()
+        if self.memory is not None:
+            features = [encoded] if self.critic_encoder is None else [encoded, encoded_for_critic]
+            outputs, *after = self.memory(features, *past)
+            encoded, encoded_for_critic = outputs[0], outputs[-1]
+        value = self.critic(encoded_for_critic)
         log_std = None if self.log_std is None else bounded(self.log_std.float())
         distribution = distribution_of(self.spaces.actions, self.actor(encoded).float(), log_std, mask)
-        return distribution, value.squeeze(-1).float()
+        return distribution, value.squeeze(-1).float(), *after
+
+    def initial_memory(self, *lead: int) -> Memory:
+        """What the agent remembers at the beginning of an episode: zeros [*lead, M], or () if it has no memory."""
+        size = 0 if self.memory is None else self.memory.num_numbers
+        return torch.zeros(*lead, size, device=self.critic.weight.device) if size else ()
 
     def _floats(self, obs: Obs) -> Obs:
         """Observations as encoders see them, with normalized numbers."""
@@ -139,6 +168,8 @@ class Agent(nn.Module):
                 nn.init.orthogonal_(module.weight, gain)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if self.memory is not None:
+            self.memory.init_orthogonally()
 
 
 def bounded(log_std: Tensor) -> Tensor:
@@ -161,9 +192,9 @@ def weight_views(policy: nn.Module, vector: Tensor) -> dict[str, Tensor]:
     return {n: part.view(p.shape) for n, part, p in zip(names, parts, parameters, strict=True)}
 
 
-def call_with(policy: Agent, vector: Tensor, obs: Obs, mask: Mask = ()) -> tuple[Distribution, Tensor]:
+def call_with(policy: Agent, vector: Tensor, obs: Obs, mask: Mask = (), *past: Tensor) -> Output:
     """The policy's output for observations with `vector` [P] as its parameters."""
-    return cast(tuple[Distribution, Tensor], functional_call(policy, weight_views(policy, vector), (obs, mask)))
+    return cast(Output, functional_call(policy, weight_views(policy, vector), (obs, mask, *past)))
 
 
 class Weights:

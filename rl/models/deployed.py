@@ -38,10 +38,11 @@ class Deployed(nn.Module):
         keys = self.agent.spaces.obs
         named = dict(zip((key.name for key in keys), inputs, strict=False))
         obs = as_tensors(keys, named if keys[0].path else inputs[0])
-        distribution, _ = self.agent(obs, inputs[-1] if self.masked else ())
+        mask, *past = inputs[len(keys) :] if self.masked else ((), *inputs[len(keys) :])
+        distribution, _, *after = self.agent(obs, mask, *past)
         in_env = tree.leaves(tensors_for_env(self.agent.spaces.actions, distribution.mode()))
-        actions = tuple(self._within(number, action) for number, action in enumerate(in_env))
-        return actions if len(actions) > 1 else actions[0]
+        outputs = (*(self._within(number, action) for number, action in enumerate(in_env)), *after)
+        return outputs if len(outputs) > 1 else outputs[0]
 
     def _within(self, number: int, action: Tensor) -> Tensor:
         """Clips once more what is in float64, since ONNX has bounds that are no tensors in float32."""
@@ -49,11 +50,15 @@ class Deployed(nn.Module):
         return action if limits is None else torch.minimum(torch.maximum(action, limits[0]), limits[1])
 
     def input_names(self) -> list[str]:
-        """One for each tensor of an observation, and that of the mask, if there is one."""
-        return [*(key.name or "obs" for key in self.agent.spaces.obs), *([KEY] * self.masked)]
+        """One for each tensor of an observation, and those of the mask and the memory, if there are any."""
+        return [*(key.name or "obs" for key in self.agent.spaces.obs), *([KEY] * self.masked), *self._memory("in")]
 
     def output_names(self) -> list[str]:
-        return list(_names(self.agent.spaces.actions, "actions"))
+        """One for each part of the actions, and that of the memory, to be given with the next observation."""
+        return [*_names(self.agent.spaces.actions, "actions"), *self._memory("out")]
+
+    def _memory(self, way: str) -> list[str]:
+        return [] if self.agent.memory is None else [f"memory_{way}"]
 
     def random_inputs(self, num_rows: int, generator: np.random.Generator) -> Arrays:
         """Observations as an environment might give them, with everything legal."""
@@ -69,7 +74,11 @@ class Deployed(nn.Module):
                 continue
             mine, numbers = np.split(numbers, [key.num_features], axis=1)
             arrays.append(mine.reshape(-1, *key.shape).astype(np.float32))
-        return [*arrays, np.ones((num_rows, sum(sizes)), np.bool_)] if self.masked else arrays
+        if self.masked:
+            arrays.append(np.ones((num_rows, sum(sizes)), np.bool_))
+        if (layers := self.agent.memory) is not None:
+            arrays.append(generator.uniform(-1, 1, (num_rows, layers.num_numbers)).astype(np.float32))
+        return arrays
 
 
 def _names(actions: Actions, path: str) -> Iterator[str]:

@@ -1,10 +1,8 @@
 """Plays the greedy policy: in the episodes that evaluate it, in videos of them, and for a user of a checkpoint."""
 
-import functools
 import importlib.util
 import math
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +18,11 @@ from rl.envs.config import EnvConfig, make_single
 from rl.envs.gym_envs import GymEnvs
 from rl.envs.make import make_envs, making
 from rl.envs.masks import KEY, Mask, allows_one, checked
-from rl.envs.observations import as_arrays, part_of
+from rl.envs.observations import Obs, as_arrays, part_of
 from rl.envs.types import Envs
 from rl.errors import EnvError, UserError, install
 from rl.models.agent import Agent
+from rl.models.memory import Memory, forgotten, given
 from rl.run.checkpoint import agent_of, read_checkpoint
 from rl.seeding import ACTION, Noise, evaluation_seed
 
@@ -66,8 +65,9 @@ def evaluate(
     total_return = torch.zeros(envs.num_envs, dtype=torch.float64, device=envs.device)
     length = torch.zeros(envs.num_envs, dtype=torch.int64, device=envs.device)
     running = torch.ones(envs.num_envs, dtype=torch.bool, device=envs.device)
+    past = given(policy.initial_memory(envs.num_envs))  # never reset, since only the first episodes count
     for t in range(max_steps):
-        distribution, _ = policy(obs, envs.mask)
+        distribution, _, *past = policy(obs, envs.mask, *past)
         step = envs.step(distribution.sample(noise.at(torch.tensor(t), 1)[0]) if sampled else distribution.mode())
         total_return += running * step.reward
         length += running
@@ -92,12 +92,54 @@ def evaluate_run(config: Config[Any], policy: Agent, max_seconds: float = math.i
         )
 
 
-@torch.no_grad()
-def act(policy: Agent, obs: Any, mask: Any = None, noise: Tensor | None = None) -> Any:
-    """The most likely action for an observation, or those for a batch of N, as the environment takes them.
+class Actor:
+    """A policy as its user calls it: from an observation, or a batch of N, to the most likely actions.
 
-    With a mask, as an environment gives it in `info["action_mask"]`, it is the most likely legal one. With uniform
-    noise [..., noise_size] it is sampled instead.
+    Where the agent has memory, it remembers what it was called with: `reset` it when an episode begins.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.memory: Memory = ()
+
+    def reset(self, ended: Any = None) -> None:
+        """Forgets everything or, of a batch, the environments whose episodes have `ended` [N] (bool)."""
+        if ended is None:
+            self.memory = ()
+        elif isinstance(self.memory, Tensor):
+            self.memory = forgotten(self.memory, torch.as_tensor(ended, device=self.agent.critic.weight.device))
+
+    @torch.no_grad()
+    def __call__(self, obs: Any, mask: Any = None, noise: Tensor | None = None) -> Any:
+        """The actions, as the environment takes them.
+
+        With a mask, as an environment gives it in `info["action_mask"]`, it is the most likely legal one. With uniform
+        noise [..., noise_size] it is sampled instead.
+
+        Raises:
+            ValueError: The observation has another shape, or lacks a key; or the mask has, or allows nothing; or the
+                agent has memory, and was called with another number of observations before.
+        """
+        agent = self.agent
+        tensors, legal, lead = as_asked(agent, obs, mask)
+        if not isinstance(self.memory, Tensor):
+            self.memory = agent.initial_memory(*lead)
+        elif self.memory.shape[:-1] != lead:
+            had, has = (list(shape) or "one" for shape in (self.memory.shape[:-1], lead))
+            raise ValueError(f"observations {has}: the policy remembers {had}; call its reset() first")
+        distribution, _, *after = agent(tensors, legal, *given(self.memory))
+        self.memory = after[0] if after else ()
+        action = distribution.mode() if noise is None else distribution.sample(noise)
+        return agent.spaces.actions.to_env(action.cpu().numpy())
+
+
+def act(policy: Agent, obs: Any, mask: Any = None) -> Any:
+    """An `Actor`'s first actions."""
+    return Actor(policy)(obs, mask)
+
+
+def as_asked(policy: Agent, obs: Any, mask: Any) -> tuple[Obs, Mask, tuple[int, ...]]:
+    """An environment's observations and masks as tensors, and how many there are: [N], or [] for a single one.
 
     Raises:
         ValueError: The observation has another shape, or lacks a key; or the mask has, or allows nothing.
@@ -118,14 +160,14 @@ def act(policy: Agent, obs: Any, mask: Any = None, noise: Tensor | None = None) 
         if rows.shape[:-1] != lead or not allows_one(rows, actions.sizes).all():
             raise ValueError(f"{KEY} of shape {rows.shape}: must have a row for each observation, and allow an action")
         legal = torch.from_numpy(rows).to(device)
-    tensors = tree.map(lambda array: torch.from_numpy(array).to(device), as_arrays(keys, obs))
-    distribution, _ = policy(tensors, legal)
-    action = distribution.mode() if noise is None else distribution.sample(noise)
-    return actions.to_env(action.cpu().numpy())
+    tensors: Any = tree.map(lambda array: torch.from_numpy(array).to(device), as_arrays(keys, obs))
+    return tensors, legal, lead
 
 
-def load_policy(path: str | Path, *, allow_import: bool = False) -> Callable[..., Any]:
+def load_policy(path: str | Path, *, allow_import: bool = False) -> Actor:
     """The trained policy of a checkpoint: maps an observation, or a batch of them, to the most likely action.
+
+    If it has memory, call its `reset()` at the beginning of each episode, or `reset(ended)` for a batch.
 
     An encoder of your own is imported, and so run, only if `allow_import` permits it.
 
@@ -135,7 +177,7 @@ def load_policy(path: str | Path, *, allow_import: bool = False) -> Callable[...
         CheckpointError: The file is damaged, is not a checkpoint of this program, or needs a module to be imported.
         OSError: There is no such file, or it cannot be read.
     """
-    return functools.partial(act, agent_of(read_checkpoint(path), allow_import=allow_import))
+    return Actor(agent_of(read_checkpoint(path), allow_import=allow_import))
 
 
 def record_video(policy: Agent, config: EnvConfig, path: Path, *, seed: int, max_steps: int) -> float:

@@ -2,7 +2,9 @@
 
 What is exported takes the environment's observations as they are, and gives its actions as it takes them: statistics
 that normalize observations, one-hot vectors, bounds and first numbers of choices are inside. Names are rsl_rl's: `obs`
-and `actions`; of a Dict, one input or output for each key. Each file is run on random observations before it is kept.
+and `actions`; of a Dict, one input or output for each key. What the agent remembers is an input and an output, too:
+`memory_in` [N, M], which is 0 when an episode begins, and `memory_out`. Each file is run on random observations before
+it is kept.
 """
 
 import contextlib
@@ -27,7 +29,7 @@ from rl.errors import FolderError, UserError
 from rl.models.agent import Agent, Network
 from rl.models.deployed import Arrays, Deployed
 from rl.run.checkpoint import Content, agent_of, read_checkpoint, write_whole
-from rl.run.evaluation import act
+from rl.run.evaluation import Actor
 
 NUM_TRIED = 100  # observations
 TOLERANCE = 1e-5  # of an action, relative to its size where that is above 1
@@ -110,8 +112,12 @@ def check_same(deployed: Deployed, run: Run, path: Path) -> None:
     inputs = deployed.random_inputs(NUM_TRIED, np.random.default_rng(0))
     keys = deployed.agent.spaces.obs
     named = dict(zip((key.name for key in keys), inputs, strict=False))
-    mask = inputs[-1] if deployed.masked else None
-    expected = list(tree.leaves(act(deployed.agent, named if keys[0].path else inputs[0], mask)))
+    mask = inputs[len(keys)] if deployed.masked else None
+    actor = Actor(deployed.agent)
+    if deployed.agent.memory is not None:
+        actor.memory = torch.from_numpy(inputs[-1])
+    actions = actor(named if keys[0].path else inputs[0], mask)
+    expected = list(tree.leaves((actions, tree.map(Tensor.numpy, actor.memory))))
     halves = [run(part) for part in ([array[:1] for array in inputs], [array[1:] for array in inputs])]
     for name, ours, *theirs in zip(deployed.output_names(), expected, *halves, strict=True):
         size = np.maximum(1, np.abs(np.asarray(ours, np.float64)))
