@@ -27,6 +27,8 @@ import tyro
 from programs import ROOT, launched, logged_in
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+RECALL = "--memory gru --memory-size 64 --hidden-sizes 64 --num-envs 64 --num-steps 32 --num-minibatches 4"
+RECALL += " --update-epochs 4 --learning-rate 2e-3 --gamma 0.5"
 MILLION = "--total-timesteps 1000000 --eval-episodes 20"
 TASKS = {
     "halfcheetah": f"--env-id HalfCheetah-v5 {MILLION}",
@@ -49,6 +51,14 @@ TASKS = {
     "minatar-seaquest": "--env-id MinAtar/Seaquest-v1 --eval-episodes 20",
     "minatar-spaceinvaders": "--env-id MinAtar/SpaceInvaders-v1 --eval-episodes 20",
     "cartpole": "--env-id CartPole-v1",
+    # What no agent without memory can do (docs/memory.md).
+    "cartpole-novel": "--env-id CartPoleNoVel-v1 --eval-episodes 20",
+    "cartpole-novel-plain": "--config none --env-id CartPoleNoVel-v1 --memory gru --total-timesteps 200000",
+    "cartpole-novel-none": "--env-id CartPoleNoVel-v1 --memory none --eval-episodes 20",
+    "recall-4": f"--env-id Recall-v0 {RECALL} --total-timesteps 500000 --eval-episodes 100",
+    "recall-16": f"--env-id Recall-v0 --env-kwargs delay=16 {RECALL} --total-timesteps 2000000 --eval-episodes 100",
+    "tmaze-50": "--env-id TMaze-v0 --memory gru --num-envs 64 --num-steps 64 --num-minibatches 8 --update-epochs 4"
+    " --learning-rate 1e-3 --ent-coef 0.01 --total-timesteps 2000000 --eval-episodes 100",
     "cartpole-one-player": "--env-id CartPole-v1 --num-envs 16 --num-minibatches 16",
     # The settings of the example that these programs grew from.
     "cartpole-example": "--config none --env-id CartPole-v1 --num-envs 4 --num-steps 128 --num-minibatches 8"

@@ -26,11 +26,11 @@ FLAGS = [
     "eval_episodes", "eval_every", "execution",
     "exp_name", "fp8", "gae_lambda", "gamma", "hidden_sizes", "keep_best", "keep_checkpoints",
     "learning_rate", "log_dir", "log_std_init", "logger", "max_eval_steps", "max_grad_norm", "max_replay_steps",
-    "normalize_advantages", "normalize_obs", "normalize_reward", "num_envs", "num_minibatches", "num_steps",
+    "memory", "memory_size", "normalize_advantages", "normalize_obs", "normalize_reward", "num_envs", "num_minibatches", "num_steps",
     "num_workers",
     "ortho_init", "per_rank_batch_size", "precision", "quiet", "rank_timeout", "recompute_advantages",
     "report_episodes", "resume",
-    "schedule", "seed", "share_data", "shared_encoder", "squash", "target_kl", "terminate_on_life_loss",
+    "schedule", "seed", "sequence_length", "share_data", "shared_encoder", "squash", "target_kl", "terminate_on_life_loss",
     "torch_deterministic",
     "total_episodes", "total_timesteps", "update_epochs", "vectorization", "vf_coef",
 ]

@@ -46,7 +46,7 @@ def test_the_package_has_recipes_for_what_many_people_train() -> None:
     ids = """CustomEnv-v0 CartPole-v1 Acrobot-v1 MountainCarContinuous-v0 Pendulum-v1 LunarLander-v3 BipedalWalker-v3
     LunarLanderContinuous-v3 HalfCheetah-v5 Hopper-v5 Walker2d-v5 Ant-v5 Humanoid-v5 Swimmer-v5 Reacher-v5
     InvertedDoublePendulum-v5 MinAtar/Asterix-v1 MinAtar/Breakout-v1 MinAtar/Freeway-v1 MinAtar/Seaquest-v1
-    MinAtar/SpaceInvaders-v1 Taxi-v4 FrozenLake-v1 Blackjack-v1 MiniGrid-Empty-8x8-v0"""
+    MinAtar/SpaceInvaders-v1 CartPoleNoVel-v1 Taxi-v4 FrozenLake-v1 Blackjack-v1 MiniGrid-Empty-8x8-v0"""
     assert [env_id for env_id in ids.split() if recipe_for(env_id) is None] == []
     assert recipe_for("MountainCar-v0") is None
 

@@ -7,6 +7,7 @@ two pieces as within one, and it is saved, sent and cut like any row.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +43,11 @@ class Recurrent(nn.Module):
             after = self._step(torch.cat(list(features), dim=-1), memory)
             return self._outputs(after), after
         assert start is not None
-        each: list[Tensor] = []
+        each, remembered = [], memory
         for now, begins in zip(torch.cat(list(features), dim=-1).unbind(1), start.unbind(1), strict=True):
-            memory = self._step(now, forgotten(memory, begins))
-            each.append(memory)
-        return self._outputs(torch.stack(each, dim=1)), memory
+            remembered = self._step(now, forgotten(remembered, begins))
+            each.append(remembered)
+        return self._outputs(torch.stack(each, dim=1)), remembered
 
     def _step(self, features: Tensor, memory: Tensor) -> Tensor:
         """The memory [..., M] after a step, given that before it and features [..., K·F] of all encoders."""
@@ -70,7 +71,7 @@ class Recurrent(nn.Module):
 
     def dtype(self) -> torch.dtype:
         """That of the weights."""
-        return next(self.parameters()).dtype
+        return cast(Tensor, self.cells[0].weight_hh).dtype
 
     def _outputs(self, memory: Tensor) -> list[Tensor]:
         """The parts of the memory that heads see, in the dtype of the weights."""

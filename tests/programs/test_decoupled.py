@@ -36,6 +36,7 @@ EXCHANGE_TAGS = {
         "--env-id Pendulum-v1 --target-kl 0.001 --normalize-obs --normalize-reward --squash"
         " --schedule adaptive --desired-kl 0.001",
         "--env-id tests.masked:TreeOfDoors-v0 --allow-import",
+        "--env-id CartPole-v1 --memory gru --memory-size 8 --sequence-length 8 --total-timesteps 1000",
     ],
 )
 def test_one_player_and_one_trainer_end_with_the_parameters_of_one_coupled_rank(flags: str) -> None:

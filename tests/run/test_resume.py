@@ -94,6 +94,8 @@ VARIANTS = {
     "a replay buffer of tensors": f"actor-critic {STEPS} --vectorization tensor --total-episodes 25",
     "masks of actions of every kind, in processes": f"{STEPS} --env-id TreeOfDoors-v0 --vectorization async",
     "masks in a replay buffer": f"actor-critic {STEPS} --buffer-size 200 --env-id VectorDoors-v0 --total-episodes 9999",
+    "memory": f"{STEPS} --env-id CartPole-v1 --memory lstm --memory-size 8 --sequence-length 8 --precision bf16-mixed",
+    "memory, in tensors": "reinforce --total-timesteps 2000 --env-id Recall-v0 --vectorization tensor --memory gru",
     "whole episodes": "reinforce --total-timesteps 2000 --vectorization sync",
     "whole episodes in tensors": "reinforce --total-timesteps 2000 --vectorization tensor --baseline",
 }
