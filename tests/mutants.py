@@ -58,8 +58,8 @@ MUTANTS = (
     Mutant(
         "an episode that begins inside a piece remembers the one before it",
         "rl/models/memory.py",
-        "self._step(now, forgotten(remembered, begins))",
-        "self._step(now, remembered)",
+        "[forgotten(part, begins) for part in parts]",
+        "parts",
         "tests/models/test_memory.py -k begin_inside",
     ),
     Mutant(

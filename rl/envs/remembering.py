@@ -4,7 +4,7 @@ How well one without memory can do is known by arithmetic or by measurement, so 
 """
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -131,8 +131,6 @@ class TMaze(TensorEnv):
 
 class AsGymnasium(gym.Env[Any, Any]):
     """A tensor environment as a single environment of Gymnasium's: its functions, with NumPy's generator."""
-
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
     def __init__(self, env: TensorEnv) -> None:
         self.env = env

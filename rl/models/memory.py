@@ -7,7 +7,6 @@ two pieces as within one, and it is saved, sent and cut like any row.
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,34 +33,27 @@ class Recurrent(nn.Module):
     def forward(
         self, features: Sequence[Tensor], memory: Tensor, start: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """The layers' outputs [..., size], one for each encoder's features [..., F], and the memory [..., M] after.
+        """The layers' outputs, one for each encoder's features, and the memory afterwards.
 
-        Features of one step have the dimensions of the memory before it. Those of pieces [B, L, F] have one more;
-        `start` [B, L] says where in them an episode begins, at which the memory before it is forgotten.
+        Without `start`, features [..., F] are those of one step, before which the memory [..., M] was. With it they are
+        those of pieces [B, L, F], in which `start` [B, L] says where an episode begins: it forgets what was before it.
         """
-        if features[0].dim() == memory.dim():
-            after = self._step(torch.cat(list(features), dim=-1), memory)
-            return self._outputs(after), after
-        assert start is not None
-        each, remembered = [], memory
-        for now, begins in zip(torch.cat(list(features), dim=-1).unbind(1), start.unbind(1), strict=True):
-            remembered = self._step(now, forgotten(remembered, begins))
-            each.append(remembered)
-        return self._outputs(torch.stack(each, dim=1)), remembered
-
-    def _step(self, features: Tensor, memory: Tensor) -> Tensor:
-        """The memory [..., M] after a step, given that before it and features [..., K·F] of all encoders."""
-        lead = memory.shape[:-1]
-        inputs = features.reshape(-1, features.shape[-1]).chunk(len(self.cells), dim=-1)
-        befores = torch.split(memory.reshape(-1, self.num_numbers).to(self.dtype()), self.size, dim=-1)
-        after: list[Tensor] = []
-        for number, cell in enumerate(self.cells):
-            before = befores[number * self.parts : (number + 1) * self.parts]
-            if isinstance(cell, nn.LSTMCell):
-                after += cell(inputs[number], (before[0], before[1]))
+        outputs, after = [], list[Tensor]()
+        befores = torch.split(memory, self.size, dim=-1)
+        for number, (cell, seen) in enumerate(zip(self.cells, features, strict=True)):
+            parts = befores[number * self.parts : (number + 1) * self.parts]
+            if start is None:
+                parts = stepped(cell, seen, parts)
+                output = parts[0]
             else:
-                after.append(cell(inputs[number], before[0]))
-        return torch.cat(after, dim=-1).float().reshape(*lead, self.num_numbers)
+                each = []
+                for now, begins in zip(seen.unbind(1), start.unbind(1), strict=True):
+                    parts = stepped(cell, now, [forgotten(part, begins) for part in parts])
+                    each.append(parts[0])
+                output = torch.stack(each, dim=1)
+            outputs.append(output.to(seen.dtype))
+            after += parts
+        return outputs, torch.cat(after, dim=-1)
 
     def init_orthogonally(self) -> None:
         """Orthogonal weights and zero biases."""
@@ -69,13 +61,12 @@ class Recurrent(nn.Module):
             for name, parameter in cell.named_parameters():
                 nn.init.zeros_(parameter) if name.startswith("bias") else nn.init.orthogonal_(parameter)
 
-    def dtype(self) -> torch.dtype:
-        """That of the weights."""
-        return cast(Tensor, self.cells[0].weight_hh).dtype
 
-    def _outputs(self, memory: Tensor) -> list[Tensor]:
-        """The parts of the memory that heads see, in the dtype of the weights."""
-        return list(torch.split(memory.to(self.dtype()), self.size, dim=-1))[:: self.parts]
+def stepped(cell: nn.Module, features: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The parts [..., H] of a cell's memory after a step, the first of which is its output."""
+    before = tuple(part.to(cell.weight_hh.dtype) for part in parts)  # type: ignore[arg-type]  # weights may be bf16
+    after = cell(features, before if len(before) > 1 else before[0])
+    return tuple(part.float() for part in (after if len(before) > 1 else (after,)))
 
 
 def forgotten(memory: Tensor, where: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ from rl.config import CONFIGS
 from rl.envs.spaces import Spaces
 from rl.errors import UserError
 from rl.models.agent import Agent, Network
+from rl.models.deployed import Deployed
 from rl.run.checkpoint import content_of, read_checkpoint, write_checkpoint
-from rl.run.evaluation import act
+from rl.run.evaluation import Actor, act
 from rl.run.export import agent_in, write_policy
 from rl.seeding import environment_seed, evaluation_seed
 
@@ -109,6 +110,21 @@ def test_a_pt2_file_has_the_statistics_and_the_bounds_inside(squash: bool) -> No
         actions = module(obs).numpy()
         assert (np.abs(actions) <= bounds).all() and (np.abs(actions) > 0.05).any()
         np.testing.assert_allclose(actions, act(agent, obs.numpy()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["policy.pt2", "policy.safetensors"])
+def test_what_is_remembered_is_an_input_and_an_output(name: str) -> None:
+    agent = written(Spaces.of("x", Box(-9, 9, (3,)), Discrete(4)), Path(name), memory="lstm", memory_size=6)
+    if name.endswith(".pt2"):
+        module: Any = torch.export.load(name).module()
+    else:
+        module = Deployed(agent_in(Path(name).read_bytes()), masked=False)
+        assert (module.input_names(), module.output_names()) == (["obs", "memory_in"], ["actions", "memory_out"])
+    memory, actor = torch.zeros(2, 24), Actor(agent)
+    for obs in 3 * torch.randn(9, 2, 3):
+        actions, memory = module(obs, memory)
+        assert actions.tolist() == actor(obs.numpy()).tolist()
+    assert torch.equal(memory, actor.memory) and memory.abs().min() > 0
 
 
 def test_safetensors_have_what_makes_the_agent_anew() -> None:

@@ -469,6 +469,7 @@ def test_a_run_of_one_rank_is_resumed_by_two_that_have_as_many_environments(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--env-id", "CartPole-v1", "--vectorization", "sync", "--num-envs", "4", "--total-timesteps", "1024"]
+    flags += ["--memory", "gru", "--memory-size", "8", "--sequence-length", "2"]
     folder = whole_run(monkeypatch, *flags)
     copy = as_it_was(folder, 4)
     result = torchrun("--resume", str(copy), "--num-envs", "2", ranks=2)
