@@ -148,8 +148,8 @@ class Config(Generic[LearnerType]):
         if self.execution != "auto" or device.type == "cuda":
             return False
         num_gradient_steps, num_rows = self.learner.work(self.rows_per_rank())
-        num_rows *= self.steps_per_row()
-        return not compiling_pays(self.num_updates() * num_gradient_steps, self.num_updates() * num_rows)
+        num_steps = self.num_updates() * num_rows * self.steps_per_row()
+        return not compiling_pays(self.num_updates() * num_gradient_steps, num_steps)
 
     def make_execution(self, device: torch.device) -> Execution:
         """How tensor code runs on a device: a player on the CPU compiles where its trainers capture CUDA graphs."""
@@ -205,9 +205,8 @@ class Config(Generic[LearnerType]):
             raise UserError(f"--execution {self.execution}: whole episodes vary in length; leave the flag out")
         self.learner.check_network(self.network)
         if self.env.terminate_on_life_loss and self.learner.whole_episodes:
-            raise UserError(
-                f"--terminate-on-life-loss: {self.learner_name()} learns from whole episodes; leave the flag out"
-            )
+            right = "learns from whole episodes; leave the flag out"
+            raise UserError(f"--terminate-on-life-loss: {self.learner_name()} {right}")
         if self.fp8:
             check_float8()
         self.check_devices()
@@ -282,9 +281,7 @@ class DecoupledConfig(Config[PPOConfig]):
         if self.total_episodes is not None:
             raise UserError("--total-episodes: this program counts steps; use --total-timesteps instead")
         if self.learner.recompute_advantages:
-            note(
-                "--recompute-advantages: trainers have no whole rollouts, so all epochs learn from the first estimates"
-            )
+            note("--recompute-advantages: trainers have no whole rollouts, so all epochs use the first estimates")
         super().check()
         num_rows = super().rows_per_rank()
         right = f"× --num-envs {self.env.num_envs} = {num_rows} rows; each of {self.num_trainers()} trainers needs one"
