@@ -43,8 +43,7 @@ class Config(Generic[LearnerType]):
     """Train a policy on as many ranks as the launcher starts."""
 
     config: str | None = None
-    """Recipe to take defaults from: a name, a file (YAML, or a run's config.json), or none; if not given, that of the
-    environment."""
+    """Recipe to take defaults from: a name, a file (YAML, or config.json), or none; by default the environment's."""
     exp_name: str = "default"
     """Name of the experiment; part of the name of the run's folder."""
     seed: int = 1

@@ -216,7 +216,7 @@ def test_bad_input_is_answered_with_one_message_and_leaves_nothing(
         (4, "--num-envs 2 --num-steps 1", "--num-steps 1: × --num-envs 2 = 2 rows; each of 3 trainers needs one"),
         (3, "--num-envs 5 --num-steps 1 --per-rank-batch-size 4", "--per-rank-batch-size 4: larger than the 3 rows"),
         (3, "--player-on-gpu", "--player-on-gpu: the trainers are not on GPUs; add --cuda"),
-        (4, "--cuda", r"--cuda: 3 trainer\(s\) on this machine need a GPU each, and torch finds 2 here"),
+        (4, "--cuda", r"--cuda: 3 trainers on this machine need a GPU each, and torch finds 2 here"),
     ],
 )
 def test_the_decoupled_program_checks_what_its_ranks_need(
