@@ -3,7 +3,9 @@
 import io
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -144,6 +146,20 @@ def test_counts_are_sums_over_an_update_while_the_rest_are_means() -> None:
     for number in (3.0, 5.0):
         averages.add({"Count/episodes": torch.tensor(number), "Loss/policy_loss": number})
     assert averages.take() == {"Count/episodes": 8.0, "Loss/policy_loss": 4.0}
+
+
+def test_lowest_and_highest_return_are_those_of_all_ranks() -> None:
+    def taken(rank: int, returns: list[float], sum_over_ranks: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        averages, values = Averages(torch.device("cpu"), sum_over_ranks, Ranks(rank, 2)), torch.tensor(returns)
+        averages.add({"Count/episodes": 1.0})
+        averages.add_episodes(values, ended=values != 0)
+        return averages.take()
+
+    for others in ([0.0, -3.0, 7.0], [0.0, 0.0, 0.0]):
+        sent: list[torch.Tensor] = []
+        taken(1, others, lambda total, sent=sent: sent.append(total) or total)
+        means = taken(0, [5.0, 0.0, 2.0], lambda total, sent=sent: total + sent[0])
+        assert (means["Rewards/rew_min"], means["Rewards/rew_max"]) == ((-3.0, 7.0) if any(others) else (2.0, 5.0))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="is about a device of Linux")

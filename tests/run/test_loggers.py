@@ -45,6 +45,8 @@ def test_lines_and_best_agent_of_a_resumed_run_are_those_of_an_uninterrupted_one
     tests = [point["step"] for point in expected if "Test/cumulative_reward" in point]
     assert tests == [192, 384, 576, 768] and len(expected) == 8 + len(tests)
     best = max((p["Test/cumulative_reward"], p["step"]) for p in expected if "Test/cumulative_reward" in p)
+    std = read_checkpoint(folder / "last.ckpt")["agent"]["log_std"].exp().mean().item()
+    assert expected[-2]["Info/action_std"] == pytest.approx(std) and std != 1
     for update in (3, 7):
         copy = as_it_was(folder, update)
         with (copy / LINES).open("a") as file:
