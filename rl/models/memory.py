@@ -38,7 +38,8 @@ class Recurrent(nn.Module):
         Without `start`, features [..., F] are those of one step, before which the memory [..., M] was. With it they are
         those of pieces [B, L, F], in which `start` [B, L] says where an episode begins: it forgets what was before it.
         """
-        outputs, after = [], list[Tensor]()
+        outputs: list[Tensor] = []
+        after: list[Tensor] = []
         befores = torch.split(memory, self.size, dim=-1)
         for number, (cell, seen) in enumerate(zip(self.cells, features, strict=True)):
             parts = befores[number * self.parts : (number + 1) * self.parts]
