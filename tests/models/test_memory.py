@@ -28,6 +28,7 @@ from rl.rollout import Rollout
 from rl.run.checkpoint import content_of, write_checkpoint
 from rl.session import Session
 from tests.a2c import A2CConfig
+from tests.programs.launch import agent_of, succeeded, torchrun
 
 SPACES = Spaces(vector(3), DiscreteActions(4))
 KINDS = pytest.mark.parametrize("kind", ["gru", "lstm"])
@@ -168,6 +169,18 @@ def test_rows_are_pieces_of_one_environment_with_the_memory_before_them(learner:
         assert torch.equal(memory[row], rollout.memory[t, n])
         if isinstance(learner, PPOConfig):
             assert torch.equal(start[row, 1:], ended[t : t + length - 1, n])
+
+
+def test_two_ranks_learn_what_one_with_all_their_environments_does() -> None:
+    flags = "--env-id CartPole-v1 --vectorization sync --num-steps 16 --sequence-length 8 --num-minibatches 1"
+    flags += " --memory lstm --memory-size 8 --hidden-sizes 16 --update-epochs 3 --learning-rate 3e-3 --eval-episodes 1"
+    flags += " --config none --execution eager --total-timesteps 128 --no-keep-best"
+    for ranks in (1, 2):
+        succeeded(torchrun(*flags.split(), "--num-envs", str(4 // ranks), "--exp-name", f"ranks{ranks}", ranks=ranks))
+    alone, together = (agent_of(run) for run in sorted(Path("logs/torch_logs").iterdir()))
+    assert sum(name.startswith("memory") for name in alone) == 8
+    for name, parameter in alone.items():
+        torch.testing.assert_close(together[name], parameter, rtol=1e-4, atol=1e-5)
 
 
 def test_a_loaded_policy_remembers_until_it_is_reset(tmp_path: Path) -> None:
