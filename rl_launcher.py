@@ -1,0 +1,76 @@
+"""What `fabric run` and `torchrun` print when a run fails or is stopped: one line, in place of their own traceback.
+
+The ranks have said what happened; of the 50 lines that a launcher adds, none helps. A rank cannot reach into its
+launcher, and torch loads code of others into launchers in one place only: plug-ins of the group `torchrun.handlers`
+(see pyproject.toml). This module is one. It leaves launchers of other programs alone, and stands outside the package,
+which they would have to import otherwise. Where the package is not installed, launchers print what they always do.
+"""
+
+import importlib.util
+import itertools
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+OF_OURS = "from rl.cli import"  # in the text of every program that has this package's command line
+ELASTIC = "torch.distributed.elastic"
+NOISE = {  # how messages begin that say nothing new, by logger
+    f"{ELASTIC}.agent.server.api": ("Received %s death signal",),
+    f"{ELASTIC}.multiprocessing.api": ("Sending process %s closing signal", "Closing process %s via", "failed (exit"),
+    f"{ELASTIC}.multiprocessing.errors.error_handler": ("no error file defined for parent",),
+}
+Hook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
+
+
+def plug_in() -> Callable[[Any], Any]:
+    """What torch calls in a launcher: mends how it ends if it launches a program of this package."""
+    if launches_ours(sys.argv[1:]):
+        sys.excepthook = ending_briefly(sys.excepthook)
+        for name, begins in NOISE.items():
+            logging.getLogger(name).addFilter(lambda record, begins=begins: not is_noise(record, begins))  # type: ignore[misc]
+    return no_rendezvous
+
+
+def no_rendezvous(parameters: Any) -> Any:
+    """What torch takes a plug-in for, and makes for --rdzv-backend=rl."""
+    raise ValueError("rl is no rendezvous backend; must be static or c10d")
+
+
+def launches_ours(words: Sequence[str]) -> bool:
+    """Whether one of a launcher's words is a program of this package, or a module that is one (after -m)."""
+    paths = [Path(word) for word in words if word.endswith(".py")]
+    for before, word in itertools.pairwise(words):
+        if before == "-m" and "." not in word and (found := importlib.util.find_spec(word)) and found.origin:
+            paths.append(Path(found.origin))
+    return any(path.is_file() and OF_OURS in path.read_text(errors="replace") for path in paths)
+
+
+def ending_briefly(otherwise: Hook) -> Hook:
+    """A hook for errors that nothing catches: ends with the exit code of the rank that failed, or of the signal."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, SignalException):
+            sys.exit(128 + error.sigval)
+        if not isinstance(error, ChildFailedError):
+            otherwise(kind, error, trace)
+            return
+        rank, failure = error.get_first_failure()
+        code = failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
+        has_said_why = isinstance(failure.message, dict)
+        text = f"rank {rank} of {Path(error.name).name} has ended with exit code {code}" if has_said_why else error
+        print(text, file=sys.stderr, flush=True)
+        sys.exit(code)
+
+    return hook
+
+
+def is_noise(record: logging.LogRecord, begins: Sequence[str]) -> bool:
+    """Whether a launcher's message says nothing new; that a signal has killed a rank is new, since no rank says it."""
+    killed = isinstance(record.args, tuple) and len(record.args) == 4 and str(record.args[0]).startswith("-")
+    return str(record.msg).startswith(tuple(begins)) and not killed
