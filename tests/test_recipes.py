@@ -74,6 +74,27 @@ def test_a_recipe_is_taken_by_itself_and_said_in_one_line(capsys: pytest.Capture
     assert capsys.readouterr().err == ""
 
 
+def test_a_note_says_which_recipe_is_not_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my.yaml").write_text("seed: 3")
+    for flags, said in (
+        (
+            "--env-id CartPole-v1 --config my.yaml",
+            "--config my.yaml takes the place of the recipe cartpole, and is not",
+        ),
+        (
+            "--env-id HalfCheetah-v4",
+            "no recipe for HalfCheetah-v4, .* the recipe halfcheetah is for HalfCheetah-v5, and",
+        ),
+        ("--env-id HalfCheetah-v4 --config halfcheetah", None),
+        ("--env-id CartPole-v1 --config none", None),
+        ("--env-id Other-v0", None),
+        ("reinforce --env-id CartPole-v1", None),
+    ):
+        note_recipe(read(flags), flags.split())
+        error = capsys.readouterr().err
+        assert re.match(f"note: {said}", error) and error.count("\n") == 1 if said else error == ""
+
+
 def test_help_shows_the_plain_defaults_and_says_nothing_of_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read("--env-id CartPole-v1 --help")
@@ -145,6 +166,9 @@ def test_a_file_may_name_the_learner() -> None:
         ("learner: reinforce\nclip-coef: 0.1", "--config my.yaml: clip-coef: is a flag of ppo, not of reinforce"),
         ("learning-rate: 1e-4\nlearning_rate: 1e-3", "--config my.yaml: has a key twice, once with - and once with _"),
         ("gamma: {a: 1}", "--config my.yaml: gamma {'a': '1'}: must be a value, or a list of values"),
+        ("num-envs: 1e3", "--config my.yaml: num-envs 1e3: must be a whole number"),
+        ("schedule: cosine", "--config my.yaml: schedule cosine: must be one of constant, linear, adaptive"),
+        ("gamma: 2", "--config my.yaml: gamma 2.0: must lie between 0 and 1"),
         ("learner: sac", "--config my.yaml: learner sac: must be one of ppo, "),
         ("gamma 0.9", "--config my.yaml: must hold flags and their values, such as"),
         ("gamma: [0.9", "--config my.yaml: is not YAML: ParserError: "),

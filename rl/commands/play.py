@@ -15,9 +15,11 @@ import torch
 
 from rl.commands.of_run import OfRun, Trained, described, read, trained
 from rl.commands.text import number
-from rl.envs.config import make_single
+from rl.envs.atari import OneGame
+from rl.envs.config import EnvConfig, make_single
 from rl.envs.make import has_gymnasium_form, has_tensor_form, making
 from rl.envs.masks import KEY
+from rl.envs.options import kwargs_of
 from rl.envs.spaces import Spaces
 from rl.errors import EnvError, UserError, one_line, require
 from rl.run.evaluation import Actor
@@ -85,8 +87,7 @@ def shown(policy: Trained, video: Path | None) -> Iterator[tuple[gym.Env[Any, An
     Raises:
         UserError: It can do neither, or something needed for it is missing.
     """
-    config, mode = policy.env, "human" if video is None else "rgb_array"
-    other = "; film it with --video FILE.mp4" if video is None else ""
+    config, other = policy.env, "; film it with --video FILE.mp4" if video is None else ""
     no_screen = has_no_screen()
     if video is None and no_screen:  # MuJoCo would abort the process
         raise UserError(f"DISPLAY is not set: there is no screen for a window{other}")
@@ -96,21 +97,15 @@ def shown(policy: Trained, video: Path | None) -> Iterator[tuple[gym.Env[Any, An
         has_tensor_form(config)  # imports the module that registers the environment
         right = "exists in tensors only, which cannot be shown"
         require(has_gymnasium_form(config), "--env-id", config.env_id, right)
-        with contextlib.closing(make_single(config)) as plain:
-            can = {*plain.metadata.get("render_modes", [])}
-            # Gymnasium shows the frames of an environment that has no window.
-            if not can & {mode, "rgb_array"}:
-                raise UserError(f"--env-id {config.env_id}: has no render_mode {mode}, so it cannot be shown")
-        env = make_single(config, render_mode=mode)
-    with contextlib.closing(env):
+        env = make_shown(config, "human" if video is None else "rgb_array")
+    with contextlib.closing(env), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of graphics libraries, about fonts and the like
         if Spaces.of(config.env_id, env.observation_space, env.action_space).obs != policy.agent.spaces.obs:
             right = "--capture-video films it during training"
             raise UserError(f"--env-id {config.env_id}: one alone has other observations than a batch; {right}")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                env.reset(seed=0)
-                env.render()
+            env.reset(seed=0)
+            env.render()
         except Exception as error:  # of any graphics library
             if "mujoco" in sys.modules and no_screen:
                 other = "; set MUJOCO_GL=egl or MUJOCO_GL=osmesa, which need no screen"
@@ -120,6 +115,22 @@ def shown(policy: Trained, video: Path | None) -> Iterator[tuple[gym.Env[Any, An
             return
         with contextlib.closing(writer(video, env.metadata.get("render_fps", 30))) as film:
             yield env, lambda: film.append_data(env.render())
+
+
+def make_shown(config: EnvConfig, mode: str) -> gym.Env[Any, Any]:
+    """An environment that can be rendered in this mode.
+
+    Raises:
+        UserError: There is none.
+    """
+    if config.is_atari():
+        game = OneGame(config.env_id, kwargs_of(config.env_kwargs))
+        return gym.wrappers.HumanRendering(game) if mode == "human" else game
+    with contextlib.closing(make_single(config)) as plain:
+        # Gymnasium shows the frames of an environment that has no window.
+        if not {*plain.metadata.get("render_modes", [])} & {mode, "rgb_array"}:
+            raise UserError(f"--env-id {config.env_id}: has no render_mode {mode}, so it cannot be shown")
+    return make_single(config, render_mode=mode)
 
 
 def has_no_screen() -> bool:

@@ -25,6 +25,7 @@ OWN = dict.fromkeys(("autoreset_mode", "batch_size"), "this program needs its ow
 OWN |= {"num_threads": "use --num-workers", "reward_clipping": "use --clip-rewards"}
 OWN |= dict.fromkeys(("episodic_life", "life_loss_info"), "use --terminate-on-life-loss")
 HEIGHT, WIDTH, FRAMES_PER_SECOND = 210, 160, 60  # of the console
+ENLARGED = 3  # how large a window shows them
 
 
 class AtariEpisodes(gym.vector.VectorEnv[Any, Any, Any]):
@@ -41,16 +42,16 @@ class AtariEpisodes(gym.vector.VectorEnv[Any, Any, Any]):
         register_family(env_id)
         if own := OWN.keys() & kwargs.keys():
             raise UserError(f"--env-kwargs {(name := min(own))}: {OWN[name]}; leave it out")
-        make = partial(gym.make_vec, env_id, num_envs=num_envs, num_threads=num_threads, reward_clipping=False)
+        self.make = partial(gym.make_vec, env_id, num_envs=num_envs, num_threads=num_threads, reward_clipping=False)
         # A reset of some games alone takes the place of the one that this mode has them make in the next step.
-        self.batch: Any = partial(make, autoreset_mode=AutoresetMode.NEXT_STEP, **kwargs)()
+        self.batch: Any = partial(self.make, autoreset_mode=AutoresetMode.NEXT_STEP, **kwargs)()
         # A dictionary of its own: ale-py's class writes into one that all batched classes share.
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.num_envs = num_envs
         self.single_observation_space = self.batch.single_observation_space
         self.single_action_space = self.batch.single_action_space
         self.observation_space, self.action_space = self.batch.observation_space, self.batch.action_space
-        self.film = Film(make, kwargs, film) if film else None
+        self.film = Film(self.make, kwargs, film) if film else None
         self.environment, self.episode = np.zeros((2, num_envs), np.int64)
         self.history: list[NDArray[Any]] = []  # the actions of each episode to replay
         self.num_replayed = 0
@@ -126,24 +127,71 @@ class AtariEpisodes(gym.vector.VectorEnv[Any, Any, Any]):
         del self.batch  # ends its threads, which its `close` does not
 
 
+class InColor:
+    """Frames in color and in the console's size: those of further games, with the same seed and actions."""
+
+    def __init__(self, make: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
+        size = {"img_height": HEIGHT, "img_width": WIDTH, "grayscale": False, "stack_num": 1}
+        self.batch = make(**{**kwargs, **size})
+        self.frame_rate = FRAMES_PER_SECOND / self.batch.spec.kwargs["frameskip"]
+
+    def reset(self, seed: int) -> NDArray[np.uint8]:
+        return self.batch.reset(seed=seed)[0][0, 0]  # type: ignore[no-any-return]
+
+    def step(self, actions: NDArray[Any]) -> NDArray[np.uint8]:
+        return self.batch.step(actions)[0][0, 0]  # type: ignore[no-any-return]
+
+
 class Film:
-    """An episode in color and in the console's size: that of further games, with the same seed and actions."""
+    """An episode in color."""
 
     def __init__(self, make: Callable[..., Any], kwargs: Mapping[str, Any], path: Path) -> None:
         from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter  # which few runs need
 
-        size = {"img_height": HEIGHT, "img_width": WIDTH, "grayscale": False, "stack_num": 1}
-        self.batch = make(**{**kwargs, **size})
+        self.frames = InColor(make, kwargs)
         path.parent.mkdir(parents=True, exist_ok=True)
         name = str(path.with_name(f"{path.stem}-episode-0.mp4"))  # as Gymnasium's wrapper calls it
-        frame_rate = FRAMES_PER_SECOND / self.batch.spec.kwargs["frameskip"]
-        self.writer: Any = FFMPEG_VideoWriter(name, (WIDTH, HEIGHT), frame_rate)
+        self.writer: Any = FFMPEG_VideoWriter(name, (WIDTH, HEIGHT), self.frames.frame_rate)
 
     def begin(self, seed: int) -> None:
-        self.writer.write_frame(self.batch.reset(seed=seed)[0][0, 0])
+        self.writer.write_frame(self.frames.reset(seed))
 
     def step(self, actions: NDArray[Any]) -> None:
-        self.writer.write_frame(self.batch.step(actions)[0][0, 0])
+        self.writer.write_frame(self.frames.step(actions))
 
     def close(self) -> None:
         self.writer.close()
+
+
+class OneGame(gym.Env[Any, Any]):
+    """A game that `AtariEpisodes` would play with the same seed, by itself; it is rendered in color."""
+
+    render_mode = "rgb_array"
+
+    def __init__(self, env_id: str, kwargs: Mapping[str, Any]) -> None:
+        """Raises `UserError` as `AtariEpisodes` does."""
+        self.game = AtariEpisodes(env_id, 1, kwargs, num_threads=1)
+        self.colors = InColor(self.game.make, kwargs)
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": self.colors.frame_rate}
+        self.observation_space = self.game.single_observation_space
+        self.action_space = self.game.single_action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts the episode of a seed, which must be given."""
+        assert seed is not None
+        obs, _ = self.game.batch.reset(seed=seed)
+        self.frame = self.colors.reset(seed)
+        return obs[0], {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        actions = np.array([action])
+        obs, reward, terminated, truncated, _ = self.game.batch.step(actions)
+        self.frame = self.colors.step(actions)
+        return obs[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
+
+    def render(self) -> Any:
+        return self.frame.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
+
+    def close(self) -> None:
+        self.game.close()
+        del self.colors  # ends its threads

@@ -41,6 +41,9 @@ def summary(run: EndedRun, evaluation: Evaluation) -> str:
         recent = f"in the last {run.episodes.num_recent():,} of {number:,} episodes"
         sampled = f"return {run.episodes.mean_return():.2f} {recent}"
     folder = shlex.quote(str(below_here(run.folder.path)))
+    longer = f"--total-timesteps {2 * run.config.total_timesteps}"
+    if run.config.total_episodes is not None:
+        longer += f" --total-episodes {2 * run.config.total_episodes}"
     rl = "rl" if shutil.which("rl") else "python -m rl"
     return "\n".join(
         (
@@ -55,7 +58,7 @@ def summary(run: EndedRun, evaluation: Evaluation) -> str:
             f" {counted(world_size(), 'rank')}{compiling}",
             f"  logs and agent   {run.folder.path}",
             f"  watch it         {rl} play {folder}",
-            f"  train it longer  {rl} resume {folder} --total-timesteps {2 * run.config.total_timesteps}",
+            f"  train it longer  {rl} resume {folder} {longer}",
             f"  export it        {rl} export {folder} policy.onnx",
             f"  see the curves   tensorboard --logdir {shlex.quote(str(below_here(run.folder.path.parent)))}",
         )

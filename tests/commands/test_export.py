@@ -16,7 +16,9 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tu
 
 import rl
 import rl.models.deployed
+from rl.commands.export import gives_masks
 from rl.config import CONFIGS
+from rl.envs.config import EnvConfig
 from rl.envs.spaces import Spaces
 from rl.errors import UserError
 from rl.models.agent import Agent, Network
@@ -143,6 +145,11 @@ def test_a_file_that_acts_otherwise_is_refused_and_not_written(monkeypatch: pyte
     with pytest.raises(UserError, match=r"not written, since its actions differ by 1\.0e-04 from those here"):
         written(spaces, Path("policy.safetensors"))
     assert not Path("policy.safetensors").exists()
+
+
+def test_an_export_knows_which_environments_have_action_masks() -> None:
+    ids = {"Taxi-v4": True, "CartPole-v1": False, "NoSuch-v0": False}
+    assert {env_id: gives_masks(EnvConfig(env_id)) for env_id in ids} == ids
 
 
 def test_weights_in_half_precision_are_exported_in_single(run: Path) -> None:

@@ -12,8 +12,11 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
+from rl.commands.of_run import Trained
+from rl.commands.play import play, shown
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_envs
+from rl.envs.spaces import Spaces
 from rl.envs.types import Envs, Step
 from rl.errors import UserError
 from rl.models.agent import Agent, Network
@@ -156,3 +159,22 @@ def test_what_is_not_the_users_to_say_is_named() -> None:
     for name, right in (("reward_clipping=true", "use --clip-rewards"), ("batch_size=1", "this program needs its own")):
         with pytest.raises(UserError, match=rf"^--env-kwargs {name[:-5].rstrip('=')}\S*: {right}; leave it out$"):
             make_envs(replace(BREAKOUT, env_kwargs=(name,)))
+
+
+def test_a_game_alone_is_the_one_that_an_evaluation_plays(tmp_path: Path) -> None:
+    agent = Agent(spaces_of(BREAKOUT), Network(hidden_sizes=(8,)))
+    with closing(make_envs(replace(BREAKOUT, num_envs=2, env_kwargs=SHORT).for_evaluation(2))) as envs:
+        expected = evaluate(agent, envs, seed=5, max_steps=1000, sampled=True)
+    policy = Trained(tmp_path, {}, agent, replace(BREAKOUT, env_kwargs=SHORT), seed=5, max_steps=1000)  # type: ignore[typeddict-item]
+    for episode in range(2):
+        with shown(policy, tmp_path / "film.gif") as (env, show):
+            total, length, ended = play(policy, env, show, seed=5, episode=episode, sampled=True)
+        assert ended and (total, length) == (expected.total_return[episode], expected.length[episode])
+    frames = imageio.v3.imread(tmp_path / "film.gif")
+    assert length / 2 < len(frames) <= length + 1  # a GIF merges frames that are equal
+    assert frames.shape[1:] == (630, 480, 3) and frames.std(axis=-1).max() > 20  # in color
+
+
+def spaces_of(config: EnvConfig) -> Spaces:
+    with closing(make_envs(config)) as envs:
+        return envs.spaces

@@ -165,6 +165,8 @@ def test_a_resumed_run_uses_its_own_flags_and_says_which_others_it_is_given(
     train(monkeypatch, "--resume", str(copy), "--learning-rate", "0.5", "--schedule", "constant")
     error = capsys.readouterr().err
     assert "note: resumed with --learning-rate 0.5 instead of 0.003" in error and "--gamma" not in error
+    resumed = copy.absolute() / "checkpoints/update_0000000004.ckpt"
+    assert f"note: resumes {resumed}, after update 4 and 384 steps\n" in error
     assert rate_of(copy) == 0.5
     assert read_checkpoint(copy / "last.ckpt")["config"]["learner"]["gamma"] == 0.9
 
@@ -425,7 +427,7 @@ def test_the_newest_checkpoints_stay_and_the_best(monkeypatch: pytest.MonkeyPatc
         ("--resume RUN --schedule adaptive --learning-rate 0.1", 65, "from the rate that the run has reached; leave"),
         ("--resume RUN --seed 2", 65, "the run has --seed 1, not 2"),
         ("--resume RUN --precision bf16-true", 65, "the run has --precision 32-true, whose weights bf16-true cannot"),
-        ("--resume RUN --num-envs 5", 65, r"the run has 3 environments \(1 rank\(s\) × --num-envs 3\), not 1 × 5 = 5"),
+        ("--resume RUN --num-envs 5", 65, r"the run has 3 environments \(1 rank × --num-envs 3\), not 1 × 5 = 5"),
         ("reinforce --resume RUN", 65, "--resume: the run is one of ppo, not of reinforce"),
         ("--resume RUN --gamma 2", 2, "--gamma 2.0: must lie between 0 and 1"),
         ("--resume README.md", 65, "README.md: is incomplete, or is not a checkpoint of this program"),
