@@ -16,7 +16,7 @@ Memory = Tensor | tuple[()]
 Past = tuple[Tensor, Tensor] | tuple[()]
 """What pieces need besides observations: memory before them [B, M], and where episodes begin in them [B, L] (bool)."""
 
-MOST_COMPILED = 32  # steps of a piece: they are compiled one after the other, which takes two seconds for each
+MOST_COMPILED = 32  # steps of a piece: they are compiled one after the other, which takes a second for each and layer
 CELLS: dict[str, type[nn.GRUCell] | type[nn.LSTMCell]] = {"gru": nn.GRUCell, "lstm": nn.LSTMCell}
 
 
