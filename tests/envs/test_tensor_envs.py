@@ -236,7 +236,7 @@ def test_two_ranks_collect_to_rounding_what_one_rank_with_all_their_environments
     half = num_envs // 2
     whole, halves = collect(num_envs, 0), [collect(half, first_env) for first_env in (0, half)]
     for name, field, *parts in zip(Rollout._fields, whole, *halves, strict=True):
-        if name != "mask":
+        if isinstance(field, torch.Tensor):  # there are no masks, and no memory
             assert torch.allclose(field.float(), torch.cat(parts, dim=1).float(), atol=1e-3), name
 
 
