@@ -37,7 +37,7 @@ def test_a_compiled_run_on_two_ranks_ends_near_the_eager_one() -> None:
             assert [value for _, value in log[tag]] == pytest.approx(
                 [value for _, value in eager_log[tag]], rel=1e-2, abs=1e-3
             ), tag
-    assert re.search(r"steps/s on 2 rank\(s\), after \d+ s of compiling", output)
+    assert re.search(r"steps/s on 2 ranks, after \d+ s of compiling", output)
 
 
 def test_a_compiled_player_and_trainer_learn_in_bf16() -> None:
