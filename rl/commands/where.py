@@ -22,7 +22,7 @@ class Where:
     """Prints the path of a program, for launchers that take one: `fabric run $(rl where train_fabric) --seed 3`."""
 
     program: tyro.conf.Positional[str]
-    """train_fabric, train_fabric_decoupled, or train_torch, which are modules too: python -m train_fabric."""
+    """A program: train_fabric, train_fabric_decoupled or train_torch."""
 
 
 def command(words: Sequence[str]) -> None:

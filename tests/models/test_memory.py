@@ -112,7 +112,7 @@ def test_the_policy_that_learns_is_at_first_the_one_that_acted_in_every_rollout(
     flags = PPOConfig(num_steps=32, sequence_length=8, num_minibatches=4, learning_rate=0.02)
     with session_of(vectorization, flags, **network) as session:
         session.make_agent(Ranks(), "32-true")
-        session.start(None)
+        session.start([])
         step, ends = session.compiled_step(), 0  # in eager mode
         for _ in range(3):
             with torch.no_grad():
@@ -132,7 +132,7 @@ def test_the_policy_that_learns_is_at_first_the_one_that_acted_in_every_rollout(
 def test_values_are_those_of_an_episode_played_again_also_that_of_its_last_observation(vectorization: str) -> None:
     with session_of(vectorization, PPOConfig(num_steps=60)) as session, torch.no_grad():
         policy = session.make_agent(Ranks(), "32-true")
-        session.start(None)
+        session.start([])
         rollout = tree.cat([session.collector.collect(60) for _ in range(2)])
     num_ends = 0
     for n in range(4):
@@ -156,7 +156,7 @@ def test_values_are_those_of_an_episode_played_again_also_that_of_its_last_obser
 def test_rows_are_pieces_of_one_environment_with_the_memory_before_them(learner: Any) -> None:
     with session_of("tensor", learner) as session, torch.no_grad():
         session.make_agent(Ranks(), "32-true")
-        session.start(None)
+        session.start([])
         rollout = session.learner.collect(session.collector)
         estimates = session.estimate(rollout)
         samples, _ = session.learner.prepare(rollout, estimates, estimates.sums)
@@ -227,7 +227,7 @@ def test_what_cannot_be_is_answered_in_one_line(flags: dict[str, Any], says: str
 def test_a_learner_that_leaves_out_what_is_remembered_is_told_so() -> None:
     with session_of("tensor", A2CConfig()) as session, torch.no_grad():
         session.make_agent(Ranks(), "32-true")
-        session.start(None)
+        session.start([])
         rollout = session.learner.collect(session.collector)
         estimates = session.estimate(rollout)
         samples, _ = session.learner.prepare(rollout, estimates, estimates.sums)
