@@ -6,19 +6,23 @@ launcher, and torch loads code of others into launchers in one place only: plug-
 which they would have to import otherwise. Where the package is not installed, launchers print what they always do.
 """
 
+import contextlib
 import importlib.util
 import itertools
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from torch.distributed import DistNetworkError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-OF_OURS = "from rl.cli import"  # in the text of every program that has this package's command line
+PORT_IS_TAKEN = "another run listens on the launcher's port; must be a free one: fabric run --main-port=29401 …"
+OF_OURS = re.compile(r"^from rl\.cli import", re.MULTILINE)  # in every program that has this package's command line
 ELASTIC = "torch.distributed.elastic"
 NOISE = {  # how messages begin that say nothing new, by logger
     f"{ELASTIC}.agent.server.api": ("Received %s death signal",),
@@ -43,12 +47,20 @@ def no_rendezvous(parameters: Any) -> Any:
 
 
 def launches_ours(words: Sequence[str]) -> bool:
-    """Whether one of a launcher's words is a program of this package, or a module that is one (after -m)."""
-    paths = [Path(word) for word in words if word.endswith(".py")]
-    for before, word in itertools.pairwise(words):
-        if before == "-m" and "." not in word and (found := importlib.util.find_spec(word)) and found.origin:
-            paths.append(Path(found.origin))
-    return any(path.is_file() and OF_OURS in path.read_text(errors="replace") for path in paths)
+    """Whether the program that a launcher starts, or the module (after -m), is one of this package."""
+    for before, word in itertools.pairwise(("", *words)):
+        with contextlib.suppress(OSError, ValueError, ImportError):  # what others start is theirs to complain of
+            if before in ("-m", "--module"):
+                found = importlib.util.find_spec(word) if "." not in word else None
+                return found is not None and found.origin is not None and is_ours(Path(found.origin))
+            if word.endswith(".py") and Path(word).is_file():
+                return is_ours(Path(word))
+    return False
+
+
+def is_ours(program: Path) -> bool:
+    """Whether a file is a program of this package."""
+    return OF_OURS.search(program.read_text(errors="replace")) is not None
 
 
 def ending_briefly(otherwise: Hook) -> Hook:
@@ -57,6 +69,9 @@ def ending_briefly(otherwise: Hook) -> Hook:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, SignalException):
             sys.exit(128 + error.sigval)
+        if isinstance(error, DistNetworkError) and "EADDRINUSE" in str(error):
+            print(f"error: {PORT_IS_TAKEN}", file=sys.stderr, flush=True)
+            sys.exit(1)
         if not isinstance(error, ChildFailedError):
             otherwise(kind, error, trace)
             return

@@ -4,7 +4,9 @@ An environment's noise depends only on the seed, the environment's index over al
 therefore lead to bitwise the same steps, however the environments are spread over ranks.
 """
 
-from collections.abc import Mapping
+import contextlib
+import random
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,18 @@ _MIX_2 = 0x94D049BB133111EB - 2**64
 
 ACTION, INITIAL, TRANSITION = 2, 5, 6  # the streams of `Noise`
 _ENVIRONMENT, _SHUFFLE, _EVALUATION, _EPISODE = 1, 3, 4, 7
+
+
+@contextlib.contextmanager
+def kept_generators() -> Iterator[None]:
+    """Leaves the global generators as they were: environments that use them learn nothing of what happens inside."""
+    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+        torch.set_rng_state(of_torch)
 
 
 def derive(seed: int, *path: int) -> int:

@@ -78,11 +78,11 @@ def unknown(field: str, learner: str, dashes: str = "") -> str:
         return "is a flag of train_fabric_decoupled.py only"
     for name in (field, field.removeprefix("no_")):
         if name in ELSEWHERE:
-            return f"is no flag; {ELSEWHERE[name]}"
+            return f"is not a flag; {ELSEWHERE[name]}"
         if FLAG_OF.get(name) in own:
-            return f"is no flag; {spelled(FLAG_OF[name], dashes)} is"
+            return f"is not a flag; use {spelled(FLAG_OF[name], dashes)}"
     near = [FLAG_OF.get(name, name) for name in difflib.get_close_matches(field, [*own, *FLAG_OF], n=1)]
-    return "is no flag" + "".join(f"; {spelled(name, dashes)} is" for name in near if name in own)
+    return "is not a flag" + "".join(f"; use {spelled(name, dashes)}" for name in near if name in own)
 
 
 def spelled(field: str, dashes: str = "--") -> str:

@@ -70,17 +70,20 @@ def test_every_flag_of_programs_and_commands_is_described_by_a_sentence() -> Non
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
-        ("--lr", "is no flag; --learning-rate is"),
-        ("--n_envs=8", "is no flag; --num-envs is"),
-        ("--n-steps", "is no flag; --num-steps is"),
-        ("--env", "is no flag; --env-id is"),
-        ("--gpu", "is no flag; --cuda is"),
-        ("--timesteps", "is no flag; --total-timesteps is"),
-        ("--no-norm-obs", "is no flag; --normalize-obs is"),
-        ("--entcoef", "is no flag; --ent-coef is"),
-        ("--render", "is no flag; rl play RUN opens a window after training"),
-        ("--devices", "is no flag; the launcher takes it, before the program: fabric run --devices=2 train_fabric.py"),
-        ("--zzz", "is no flag"),
+        ("--lr", "is not a flag; use --learning-rate"),
+        ("--n_envs=8", "is not a flag; use --num-envs"),
+        ("--n-steps", "is not a flag; use --num-steps"),
+        ("--env", "is not a flag; use --env-id"),
+        ("--gpu", "is not a flag; use --cuda"),
+        ("--timesteps", "is not a flag; use --total-timesteps"),
+        ("--no-norm-obs", "is not a flag; use --normalize-obs"),
+        ("--entcoef", "is not a flag; use --ent-coef"),
+        ("--render", "is not a flag; rl play RUN opens a window after training"),
+        (
+            "--devices",
+            "is not a flag; the launcher takes it, before the program: fabric run --devices=2 train_fabric.py",
+        ),
+        ("--zzz", "is not a flag"),
     ],
 )
 def test_the_flag_that_was_meant_is_named(flag: str, said: str) -> None:

@@ -156,7 +156,7 @@ BAD_INPUT = [
     ("--keep-checkpoints 0", "--keep-checkpoints 0: must be at least 1"),
     ("--resume nowhere", "--resume nowhere: does not exist; must be a run's folder, a checkpoint, or auto"),
     ("--seed 3 reinforce", "error: reinforce: the learner's name comes before all flags"),
-    ("--numenvs 3", "error: --numenvs: is no flag; --num-envs is"),
+    ("--numenvs 3", "error: --numenvs: is not a flag; use --num-envs"),
     ("--num-envs", "error: --num-envs: has no value; must be a whole number"),
     ("--cuda=1", "error: --cuda=1: --cuda takes no value; --no-cuda is its opposite"),
     ("--gamma 0.9 0.8", "error: 0.8: --gamma takes one value"),

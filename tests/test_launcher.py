@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed import DistNetworkError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -63,6 +64,14 @@ def test_launchers_of_other_programs_are_left_alone(monkeypatch: pytest.MonkeyPa
         assert (sys.excepthook is not sys.__excepthook__) == ours
     assert rl_launcher.launches_ours(["--nproc_per_node=2", "-m", "train_torch", "--seed", "1"])
     assert not rl_launcher.launches_ours(["-m", "no_such_module", "nowhere.py"])
+    (tmp_path / "other.py").write_text("print('from rl.cli import command_line')  # from rl.cli import")
+    for words in (["other.py"], ["other.py", str(ROOT / "train_torch.py")], ["other.py", f"{'a' * 300}.py"]):
+        assert not rl_launcher.launches_ours([str(tmp_path / word) if word == "other.py" else word for word in words])
+
+
+def test_a_taken_port_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends(DistNetworkError("port: 29400, error: EADDRINUSE: address already in use")) == 1
+    assert re.fullmatch("error: .*--main-port.*\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -230,8 +230,8 @@ def test_config_json_of_any_learner_names_it_or_tells_it_by_its_flags(learner: s
 
 
 def test_config_json_of_a_learner_that_is_not_here_is_refused() -> None:
-    Path("config.json").write_text(json.dumps({LEARNER_NAME: "a2c"} | Config().to_dict()))
-    with pytest.raises(UserError, match=r"is of a learner that this program does not have \(a2c\)"):
+    Path("config.json").write_text(json.dumps({LEARNER_NAME: "sac"} | Config().to_dict()))
+    with pytest.raises(UserError, match=r"is of a learner that this program does not have \(sac\)"):
         read("--config config.json")
 
 

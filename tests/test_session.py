@@ -50,7 +50,7 @@ def test_later_epochs_learn_from_advantages_of_the_critic_of_that_time() -> None
     config = Config(env=EnvConfig(env_id="Pendulum-v1", num_envs=2), learner=flags)
     with Session(config, "logs", config.device()) as session:
         agent = session.make_agent(Ranks(), "32-true")
-        session.start(None)
+        session.start([])
         with torch.no_grad():
             rollout = session.learner.collect(session.collector)
             estimates = session.estimate(rollout)

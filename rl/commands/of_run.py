@@ -77,7 +77,7 @@ def _read(kind: type[Any], name: str, words: Sequence[str], **options: Any) -> A
 
     def unknown(field: str) -> str:
         near = difflib.get_close_matches(field, [flag.name for flag in flags], n=1)
-        return "is no flag" + "".join(f"; {spelled(name)} is" for name in near)
+        return "is not a flag" + "".join(f"; use {spelled(name)}" for name in near)
 
     return read_words(kind, with_last(words), flags, unknown, prog=f"rl {name}", config=CONF, **options)
 

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -68,4 +69,13 @@ def launcher(program: str, num_ranks: int, *, on_gpus: bool) -> list[str]:
         raise UserError("fabric: is not installed; pip install lightning")
     # On CPUs, also the decoupled program may have more ranks than there are GPUs; --cuda holds all the same.
     accelerator = "cuda" if on_gpus and program != "train_fabric_decoupled" else "cpu"
-    return [fabric, "run", f"--devices={num_ranks}", f"--accelerator={accelerator}"]
+    # Of its own port, Fabric takes the same one for every run of a machine.
+    return [fabric, "run", f"--devices={num_ranks}", f"--accelerator={accelerator}", f"--main-port={free_port()}"]
+
+
+def free_port() -> int:
+    """A port on which nothing listens at this moment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port

@@ -1,8 +1,7 @@
 """Plays the greedy policy: in the episodes that evaluate it, in videos of them, and for a user of a checkpoint."""
 
 import importlib.util
-import math
-import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -51,15 +50,14 @@ def evaluate(
     *,
     seed: int,
     max_steps: int,
-    max_seconds: float = math.inf,
+    gives_up: Callable[[], bool] = lambda: False,
     first_env: int = 0,
     sampled: bool = False,
 ) -> Evaluation:
-    """Plays an episode of at most `max_steps` steps in each environment; gives up after `max_seconds`.
+    """Plays an episode of at most `max_steps` steps in each environment, unless `gives_up`, asked each step, says so.
 
     Actions are the most likely ones, or `sampled`. Environment i plays episode `first_env` + i of those with this seed.
     """
-    gives_up_at = time.monotonic() + max_seconds
     obs = envs.reset(seed, first_env)
     noise = Noise(seed, ACTION, first_env, envs.num_envs, envs.spaces.actions.noise_size, envs.device)
     total_return = torch.zeros(envs.num_envs, dtype=torch.float64, device=envs.device)
@@ -75,12 +73,12 @@ def evaluate(
         obs = step.obs
         if not running.any():
             break
-        if time.monotonic() > gives_up_at:
+        if gives_up():
             return Evaluation(total_return, running, length, given_up=True)
     return Evaluation(total_return, running, length)
 
 
-def evaluate_run(config: Config[Any], policy: Agent, max_seconds: float = math.inf) -> Evaluation:
+def evaluate_run(config: Config[Any], policy: Agent, gives_up: Callable[[], bool] = lambda: False) -> Evaluation:
     """Evaluates a run's agent as its flags say, on the device that the agent is on."""
     with closing(make_envs(config.env.for_evaluation(config.eval_episodes))) as envs:
         return evaluate(
@@ -88,7 +86,7 @@ def evaluate_run(config: Config[Any], policy: Agent, max_seconds: float = math.i
             envs.to(policy.critic.weight.device),
             seed=evaluation_seed(config.seed),
             max_steps=config.max_eval_steps,
-            max_seconds=max_seconds,
+            gives_up=gives_up,
         )
 
 

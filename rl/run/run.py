@@ -69,7 +69,7 @@ class Run:
         self.seconds, self.skipped_steps = 0.0, 0.0
         self.unlogged_seconds, self.logged_at, self.fraction = 0.0, 0.0, 0.0
         self.evaluation: Evaluation | None = None  # of the final agent
-        self.keeper = Keeper(self.config, self.folder, session.agent, self.logger)
+        self.keeper = Keeper(self.config, self.folder, session.agent, self.logger, self.signals)
         self.parts: dict[str, Stateful] = {
             "episodes": self.episodes,
             "averages": self.averages,

@@ -41,6 +41,9 @@ def summary(run: EndedRun, evaluation: Evaluation) -> str:
         recent = f"in the last {run.episodes.num_recent():,} of {number:,} episodes"
         sampled = f"return {run.episodes.mean_return():.2f} {recent}"
     folder = shlex.quote(str(below_here(run.folder.path)))
+    is_better = run.config.keep.keep_best and run.keeper.best_return > returns.mean()
+    agent = shlex.quote(str(below_here(run.folder.path / BEST))) if is_better else folder
+    imports = " --allow-import" if run.config.env.allow_import else ""
     longer = f"--total-timesteps {2 * run.config.total_timesteps}"
     if run.config.total_episodes is not None:
         longer += f" --total-episodes {2 * run.config.total_episodes}"
@@ -57,9 +60,9 @@ def summary(run: EndedRun, evaluation: Evaluation) -> str:
             f"  speed            {run.step / max(run.seconds, 1e-9):,.0f} steps/s on"
             f" {counted(world_size(), 'rank')}{compiling}",
             f"  logs and agent   {run.folder.path}",
-            f"  watch it         {rl} play {folder}",
-            f"  train it longer  {rl} resume {folder} {longer}",
-            f"  export it        {rl} export {folder} policy.onnx",
+            f"  watch it         {rl} play {agent}{imports}",
+            f"  train it longer  {rl} resume {folder} {longer}{imports}",
+            f"  export it        {rl} export {agent} policy.onnx{imports}",
             f"  see the curves   tensorboard --logdir {shlex.quote(str(below_here(run.folder.path.parent)))}",
         )
     )

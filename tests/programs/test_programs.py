@@ -196,7 +196,7 @@ def test_a_strategy_that_is_not_data_parallel_is_refused(tmp_path: Path) -> None
     ("program", "flags", "message"),
     [
         ("train_torch.py", "--env-id nope-v0", "error: --env-id nope-v0: Environment `nope` doesn't exist"),
-        ("train_torch.py", "--numenvs 3", "error: --numenvs: is no flag; --num-envs is"),
+        ("train_torch.py", "--numenvs 3", "error: --numenvs: is not a flag; use --num-envs"),
         ("train_fabric.py", "--log-dir /dev/null", "error: --log-dir /dev/null: no folder can be made there"),
     ],
 )

@@ -15,6 +15,7 @@ from rl.cli import parse
 from rl.config import CONFIGS, Config
 from rl.dist.launch import num_cores
 from rl.run.checkpoint import read_checkpoint
+from rl.run.control import Signals
 from rl.run.keeper import MAX_EVALUATION_SHARE, Keeper
 from rl.run.loggers import LINES, Guarded
 from rl.run.trackers import WandbTracker
@@ -75,7 +76,7 @@ def test_evaluations_do_not_change_the_training(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("seconds_each", "expected"), [(0.001, 9), (0.5, 5), (2.0, 1), (100.0, 1)])
 def test_evaluations_take_at_most_their_share_of_a_run_of_a_minute(seconds_each: float, expected: int) -> None:
-    keeper, played = Keeper(Config(), folder_at(Path()), torch.nn.Module(), Guarded([])), 0
+    keeper, played = Keeper(Config(), folder_at(Path()), torch.nn.Module(), Guarded([]), Signals()), 0
     for tenth in range(1, 10):
         limit = keeper._seconds_left(6.0 * tenth, tenth / 10)
         if limit > 0:
