@@ -157,7 +157,7 @@ def test_a_file_may_name_the_learner() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("learning-rat: 1", "--config my.yaml: learning-rat: is no flag; learning-rate is"),
+        ("learning-rat: 1", "--config my.yaml: learning-rat: is not a flag; use learning-rate"),
         ("buffer-size: 1", "--config my.yaml: buffer-size: is a flag of actor-critic, not of ppo"),
         ("clip-vloss: 1", "--config my.yaml: clip-vloss 1: must be true or false"),
         ("allow-import: true", "--config my.yaml: allow-import: only the command line can say this; leave it out"),
