@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,7 +48,7 @@ def summary(run: EndedRun, evaluation: Evaluation) -> str:
     longer = f"--total-timesteps {2 * run.config.total_timesteps}"
     if run.config.total_episodes is not None:
         longer += f" --total-episodes {2 * run.config.total_episodes}"
-    rl = "rl" if shutil.which("rl") else "python -m rl"
+    rl = "rl" if shutil.which("rl") else f"{shlex.quote(str(below_here(Path(sys.executable))))} -m rl"
     return "\n".join(
         (
             "",
