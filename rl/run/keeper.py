@@ -14,8 +14,8 @@ from rl.run.checkpoint import Content
 from rl.run.control import Signals
 from rl.run.evaluation import Evaluation, evaluate_run, film_run
 from rl.run.folder import BEST, LAST, PERIODIC, RunFolder
-from rl.run.logger import say
 from rl.run.loggers import Guarded
+from rl.run.progress import say
 from rl.seeding import kept_generators
 
 MAX_EVALUATION_SHARE = 0.05  # of the run's time, for evaluations during training that no flag asks for

@@ -15,7 +15,7 @@ from rl.reporting import COMPLETE
 from rl.run.checkpoint import write_whole
 from rl.run.evaluation import Evaluation
 from rl.run.folder import RESULT
-from rl.run.logger import say
+from rl.run.progress import say
 from rl.run.summary import EndedRun
 
 LIBRARIES = ("torch", "lightning", "gymnasium", "numpy")

@@ -28,9 +28,9 @@ from rl.run.evaluation import Evaluation
 from rl.run.folder import PERIODIC
 from rl.run.keeper import Keeper
 from rl.run.learning_rate import LearningRate
-from rl.run.logger import Episodes, Progress, say
 from rl.run.loggers import Guarded, Logger
 from rl.run.metrics import Averages, Finite, action_metrics, in_order
+from rl.run.progress import Episodes, Progress, say
 from rl.run.result import write_result
 from rl.run.resume import note_learning_rate
 from rl.run.state import Stateful

@@ -13,7 +13,7 @@ from rl.errors import counted
 from rl.run.evaluation import Evaluation
 from rl.run.folder import BEST, RunFolder
 from rl.run.keeper import Keeper
-from rl.run.logger import Episodes
+from rl.run.progress import Episodes
 
 
 class EndedRun(Protocol):

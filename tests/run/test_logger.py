@@ -17,9 +17,9 @@ from rl.config import CONFIGS
 from rl.dist.ranks import Ranks
 from rl.reporting import note
 from rl.run.folder import RunFolder
-from rl.run.logger import Episodes, Progress, clock, say
 from rl.run.loggers import JsonLines, TensorBoardWriter
 from rl.run.metrics import Averages
+from rl.run.progress import Episodes, Progress, clock, say
 
 
 def folder_at(path: Path) -> RunFolder:
@@ -95,7 +95,7 @@ def test_the_mean_return_is_that_of_the_last_hundred_episodes_or_a_few_more() ->
 
 def test_the_time_left_is_that_of_the_rest_at_the_speed_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("rl.run.logger.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rl.run.progress.time.monotonic", lambda: now[0])
     progress = Progress(1000, first_step=500)
     now[0] += 60
     assert progress.time_left(0.6) == "4:00 left" and progress.time_left(1) == "1:00 in all"
