@@ -113,13 +113,7 @@ class Reinforce(Learner[Estimates, Rows]):
         weight = normalized_weight(rollout.weight, num_ranks, total)
         rows_per_episode = (total / num_episodes.clamp(min=1)).float().expand_as(weight)
         rows = Rows(
-            rollout.obs,
-            rollout.action,
-            estimates.return_to_go,
-            advantage,
-            weight,
-            rows_per_episode,
-            rollout.mask,
+            rollout.obs, rollout.action, estimates.return_to_go, advantage, weight, rows_per_episode, rollout.mask
         )
         return rows_of(rows, rollout.past, self.config.steps_per_piece()), {}
 
