@@ -20,13 +20,12 @@ from rl.dist.launch import world_size
 from rl.dist.ranks import Ranks
 from rl.errors import UserError, require
 from rl.learners.learner import Metrics, gradient_metrics
-from rl.run.folder import RunFolder, join_ranks
+from rl.run.folder import join_ranks
 from rl.run.loggers import make_loggers
 from rl.session import Session
 
 if TYPE_CHECKING:  # Lightning takes 3 s to import: functions do that, so that --help and wrong flags need not wait
     from lightning.fabric import Fabric
-    from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
 PROGRAM = "fabric_logs"  # the folder of its runs, below --log-dir
 
@@ -37,7 +36,7 @@ def main(config: Config[Any]) -> None:
 
     with Session(config, PROGRAM, config.device()) as session:
         join_ranks(config, "nccl" if config.cuda else "gloo", session.folder)
-        loggers = make_loggers(config, session.folder, tensorboard)
+        loggers = make_loggers(config, session.folder)
         accelerator = os.environ.get("LT_ACCELERATOR", session.device.type)
         fabric = Fabric(accelerator=accelerator, loggers=cast(Any, loggers), precision=precision_flag(config))
         agent = session.make_agent(Ranks.of(), *precision_of(fabric))
@@ -79,13 +78,6 @@ def eager_step(session: Session, fabric: "Fabric", module: nn.Module) -> Callabl
         return metrics | gradient_metrics(cast(Tensor, norm), session.ranks, scaled=session.scaler is not None)
 
     return gradient_step
-
-
-def tensorboard(folder: RunFolder) -> "TensorBoardLogger":
-    """TensorBoard in the run's folder; points of updates that a resumed run repeats are hidden."""
-    from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-
-    return TensorBoardLogger(folder.path, name="", version="", default_hp_metric=False, purge_step=folder.purge_step)
 
 
 def precision_flag(config: Config[Any]) -> Any:

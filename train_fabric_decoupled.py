@@ -28,7 +28,7 @@ from rl.run.folder import join_ranks
 from rl.run.loggers import make_loggers
 from rl.run.orders import follow, order_of
 from rl.session import Session, one_env
-from train_fabric import eager_step, precision_flag, precision_of, tensorboard, told_to_fabric
+from train_fabric import eager_step, precision_flag, precision_of, told_to_fabric
 
 if TYPE_CHECKING:  # as in train_fabric.py
     from lightning.fabric import Fabric
@@ -61,7 +61,7 @@ def player(config: DecoupledConfig) -> None:
         group_trainers(config)
         session.make_agent(ALONE, *precision_of(fabric_on(session.device, config)), learns=False)
         exchange = make_exchange(config, session)
-        loggers = make_loggers(config, session.folder, tensorboard)
+        loggers = make_loggers(config, session.folder)
         run = session.start(loggers, policy=session.agent, exchange=exchange)
         learner = session.learner
 

@@ -22,7 +22,7 @@ from rl.envs.observations import Obs
 from rl.learners.learner import Metrics, gradient_metrics
 from rl.models.agent import Output
 from rl.run.folder import join_ranks
-from rl.run.loggers import TensorBoardWriter, make_loggers
+from rl.run.loggers import make_loggers
 from rl.session import Session
 
 PROGRAM = "torch_logs"  # the folder of its runs, below --log-dir
@@ -42,7 +42,7 @@ def main(config: Config[Any]) -> None:
         else:  # GPUs, and long runs on a CPU: the same arithmetic compiled, since most of an eager step is overhead
             gradient_step = session.compiled_step()
 
-        run = session.start(make_loggers(config, session.folder, TensorBoardWriter))
+        run = session.start(make_loggers(config, session.folder))
         learner = session.learner
         for _ in run.updates():
             with run.timed("collect"), torch.no_grad(), session.autocast():
