@@ -9,7 +9,8 @@ turns everything between two collectives into one function of tensors, which `Ex
 import contextlib
 import functools
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from rl.compile import Execution
 from rl.dist.ranks import Ranks
 from rl.envs.masks import Mask
 from rl.envs.observations import Obs
-from rl.learners.learner import AnyLearner, Metrics, gradient_metrics
+from rl.learners.learner import FRAME_BYTES, AnyLearner, Metrics, gradient_metrics
 from rl.models.agent import Agent, Output, Weights, call_with
 
 BETAS = (0.9, 0.999)
@@ -55,21 +56,34 @@ class RoundingAdam(Adam):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step; `Adam.step` requires moments of the same dtype as the weights."""
-        adam_step(self)
+        adam_step(Trained.of(self), self.param_groups[0]["params"][0].grad, self.param_groups[0])
 
 
-def adam_step(optimizer: Adam) -> None:
-    """`Adam.step` does the same, behind hooks that no compiler sees through."""
-    (group,) = optimizer.param_groups
-    (vector,) = group["params"]
-    state, exact = optimizer.state[vector], vector.detach().float()  # a copy only where it is bf16
+class Trained(NamedTuple):
+    """The tensors that a gradient step changes."""
+
+    vector: Tensor  # [P], all weights
+    exp_avg: Tensor  # [P] float32, Adam's moments
+    exp_avg_sq: Tensor
+    step: Tensor  # [] float32
+
+    @classmethod
+    def of(cls, optimizer: Adam) -> "Trained":
+        (vector,) = optimizer.param_groups[0]["params"]
+        state = optimizer.state[vector]
+        return cls(vector.detach(), state["exp_avg"], state["exp_avg_sq"], state["step"])
+
+
+def adam_step(now: Trained, gradient: Tensor, group: Mapping[str, Any]) -> None:
+    """What `Adam.step` does to a parameter group, behind hooks that no compiler sees through."""
+    exact = now.vector.float()  # a copy only where it is bf16
     adam(
         [exact],
-        [vector.grad.float()],
-        [state["exp_avg"]],
-        [state["exp_avg_sq"]],
+        [gradient.float()],
+        [now.exp_avg],
+        [now.exp_avg_sq],
         [],
-        [state["step"]],
+        [now.step],
         foreach=False,
         capturable=group["capturable"],
         amsgrad=False,
@@ -80,8 +94,31 @@ def adam_step(optimizer: Adam) -> None:
         eps=group["eps"],
         maximize=False,
     )
-    if vector.dtype != exact.dtype:
-        vector.copy_(exact)
+    if now.vector.dtype != exact.dtype:
+        now.vector.copy_(exact)
+
+
+def clipped(gradient: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
+    """The gradient scaled to a norm of at most `max_norm`, and its norm before.
+
+    It is 0 if the norm is NaN or infinite, so that no such number reaches a weight.
+    """
+    norm = torch.linalg.vector_norm(gradient)
+    scaled = gradient * (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as `clip_grad_norm_` does
+    return scaled.masked_fill(~norm.isfinite(), 0), norm
+
+
+class Epochs(NamedTuple):
+    """All gradient steps of an update: what they learn from, and which rows each of them takes."""
+
+    samples: Any  # [B, ...]
+    rows: Tensor  # [K, b] int64
+
+
+class Steps(NamedTuple):
+    """What a compiled loop over gradient steps returns of each."""
+
+    metrics: Metrics  # [K]
 
 
 class GradientStep:
@@ -114,16 +151,20 @@ class GradientStep:
         self.autocast = autocast
         self.scaler = scaler
         self.one = torch.ones((), device=weights.vector.device)
-        adam_state = optimizer.state[weights.vector]
-        state = [weights.vector, weights.gradient, *adam_state.values()]
+        self.trained = Trained.of(optimizer)
         self.add_gradient = execution.step(self._add_gradient, [weights.gradient], compiles=compiles)
         # The loss scaler decides on the host whether to step, so it is not compiled.
-        self.apply = self._apply_scaled if self.scaler else execution.step(self._apply, state=state)
-        self.whole = execution.step(self._whole, state, compiles=compiles)
+        self.apply = self._apply_scaled if self.scaler else execution.step(self._apply, state=self.trained)
+        self.whole = execution.step(self._whole, self.trained, compiles=compiles)
+        # A loop over steps is worth compiling where they are small, and there is nothing to do between them.
+        self.compiles_loops = execution.mode == "compile" and execution.device.type == "cpu" and compiles
+        self.loop = execution.loop(self._loop)
 
     def __call__(self, minibatch: Any) -> Metrics:
-        """Takes a step on a minibatch [b, ...]; returns its metrics."""
-        num_parts = self._num_parts(minibatch)
+        """Takes a step on a minibatch [b, ...], or all steps of `Epochs`; returns the metrics, or their means."""
+        if isinstance(minibatch, Epochs):
+            return self.loop(minibatch)
+        num_parts = self._num_parts(minibatch.weight)
         if num_parts == 1 and self.ranks.size == 1 and self.scaler is None:
             return self.whole(minibatch)
         scale = self.scaler.scale(self.one) if self.scaler else self.one
@@ -136,32 +177,49 @@ class GradientStep:
         self.ranks.average(self.weights.gradient)
         return metrics | self.apply()
 
-    def _num_parts(self, minibatch: Any) -> int:
-        if minibatch.weight.device.type != "cpu":
+    def takes_loops(self, samples: Any, num_rows: int) -> bool:
+        """Whether steps on minibatches of so many rows of these samples run as one compiled loop."""
+        row_bytes = sum(field[0].nbytes for field in tree.leaves(samples))
+        small = self._num_parts(samples.weight[:num_rows]) == 1 and row_bytes < FRAME_BYTES
+        alone = self.ranks.size == 1 and self.scaler is None
+        return self.compiles_loops and alone and small and samples.weight.dim() == 1
+
+    def _num_parts(self, weight: Tensor) -> int:
+        if weight.device.type != "cpu":
             return 1
-        if minibatch.weight.dim() > 1:
+        if weight.dim() > 1:
             return 1  # pieces: a layer's outputs for one of their steps are small
         row_bytes = self.policy.critic.in_features * (2 if self.autocast else self.weights.vector.element_size())
-        return math.ceil(len(minibatch.weight) / max(CACHE_BYTES // row_bytes, 256))
+        return math.ceil(len(weight) / max(CACHE_BYTES // row_bytes, 256))
 
     def _add_gradient(self, rows: Any, scale: Tensor) -> Metrics:
-        # Autograd sees the vector as the only leaf, instead of each parameter, which is a view of it.
-        vector = self.weights.vector.detach().requires_grad_()
-        loss, metrics = self.learner.loss(functools.partial(self._agent, vector), rows)
-        (gradient,) = torch.autograd.grad(loss * scale, vector)
+        gradient, metrics = self._gradient(self.trained.vector, rows, scale)
         self.weights.gradient.add_(gradient)
         return metrics
+
+    def _gradient(self, vector: Tensor, rows: Any, scale: Tensor) -> tuple[Tensor, Metrics]:
+        # Inside a compiled loop `torch.autograd.grad` does not work.
+        gradient, metrics = torch.func.grad(self._loss, has_aux=True)(vector, rows, scale)
+        return gradient, metrics
+
+    def _loss(self, vector: Tensor, rows: Any, scale: Tensor) -> tuple[Tensor, Metrics]:
+        # Autograd sees the vector as the only leaf, instead of each parameter, which is a view of it.
+        loss, metrics = self.learner.loss(functools.partial(self._agent, vector), rows)
+        return loss * scale, metrics
 
     def _agent(self, vector: Tensor, obs: Obs, mask: Mask = (), *past: Tensor) -> Output:
         precision = torch.autocast(vector.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
         with precision:
             return call_with(self.policy, vector, obs, mask, *past)
 
-    @torch.no_grad()
     def _apply(self) -> Metrics:
-        norm = clip_grad_norm_([self.weights.vector], self.learner.config.max_grad_norm, foreach=False)
-        self.weights.keep_finite(norm)
-        adam_step(self.optimizer)
+        return self._descend(self.trained, self.weights.gradient)
+
+    @torch.no_grad()
+    def _descend(self, now: Trained, gradient: Tensor) -> Metrics:
+        """Takes Adam's step in place."""
+        gradient, norm = clipped(gradient, self.learner.config.max_grad_norm)
+        adam_step(now, gradient, self.optimizer.param_groups[0])
         return gradient_metrics(norm, self.ranks, scaled=False)
 
     def _apply_scaled(self) -> Metrics:
@@ -174,5 +232,18 @@ class GradientStep:
         return gradient_metrics(norm, self.ranks, scaled=True)
 
     def _whole(self, minibatch: Any) -> Metrics:
-        self.weights.gradient.zero_()
-        return self._add_gradient(minibatch, self.one) | self._apply()
+        gradient, metrics = self._gradient(self.trained.vector, minibatch, self.one)
+        return metrics | self._descend(self.trained, gradient)
+
+    def _loop(self, epochs: Epochs) -> Metrics:
+        minibatches = tree.index(epochs.samples, epochs.rows)
+
+        def step(before: Trained, *fields: Tensor) -> tuple[Trained, Steps]:
+            now = tree.map(torch.clone, before)
+            gradient, metrics = self._gradient(now.vector, tree.rebuilt(minibatches, fields), self.one)
+            return now, Steps(metrics | self._descend(now, gradient))
+
+        after, steps = tree.scan(step, self.trained, tuple(tree.leaves(minibatches)), Steps)
+        for tensor, value in zip(self.trained, after, strict=True):
+            tensor.copy_(value)
+        return {name: values.mean() for name, values in steps.metrics.items()}

@@ -19,7 +19,7 @@ from rl.learners.learner import AnyLearner
 from rl.models.agent import Agent, Weights
 from rl.models.float8 import to_float8
 from rl.models.memory import MOST_COMPILED
-from rl.optimization import AUTOCAST, GradientStep, make_adam
+from rl.optimization import AUTOCAST, Epochs, GradientStep, make_adam
 from rl.rollout import AnyCollector, Rollout, make_collector
 from rl.run.folder import RunFolder, open_folder
 from rl.run.loggers import Logger
@@ -64,6 +64,7 @@ class Session:
     autocast: Callable[[], torch.autocast]
     optimizer: torch.optim.Optimizer | None = None
     scaler: torch.amp.GradScaler | None = None
+    step: GradientStep | None = None  # of a run that is compiled
     collector: AnyCollector
     statistics: Statistics
     state: State
@@ -152,7 +153,7 @@ class Session:
         return self.closing.enter_context(run)
 
     def minibatches(self, samples: Any, rollout: Rollout | None = None) -> Iterator[Any]:
-        """The minibatches of an update, one for each gradient step.
+        """The minibatches of an update, one for each gradient step; or all as `Epochs`, if these run as one loop.
 
         With --recompute-advantages all epochs but the first learn from estimates of the present critic, for which they
         need the `rollout`. Actions and their log-probabilities stay those of the policy that acted.
@@ -161,6 +162,9 @@ class Session:
         if rollout is not None:
             check_has_masks(learner, samples, rollout)
             check_has_past(learner, samples, rollout)
+        if (epochs := self._at_once(samples)) is not None:
+            yield epochs
+            return
         for epoch in range(learner.config.update_epochs):
             if epoch > 0 and rollout is not None and learner.config.recompute_advantages:
                 with torch.no_grad(), self.autocast():
@@ -171,6 +175,15 @@ class Session:
                 samples = learner.shared(again, self.ranks)
             yield from learner.minibatches(samples, self.shuffle)
 
+    def _at_once(self, samples: Any) -> Epochs | None:
+        """All minibatches of an update, where a compiled loop takes them."""
+        num_rows, num_epochs = len(samples.weight), self.learner.config.update_epochs
+        number = self.learner.num_at_once(num_rows) if self.step else 0
+        if self.step is None or number == 0 or not self.step.takes_loops(samples, num_rows // number):
+            return None
+        orders = torch.cat([self.shuffle.order(num_rows) for _ in range(num_epochs)])
+        return Epochs(samples, orders.view(num_epochs * number, -1))
+
     def _estimate(self, rollout: Rollout) -> Any:
         """What the learner estimates from a rollout, whose rewards it sees in the critic's unit."""
         return self.learner.estimate(self.agent, rollout._replace(reward=self.agent.scaled(rollout.reward)))
@@ -180,4 +193,5 @@ class Session:
         adam = cast(torch.optim.Adam, self.optimizer)
         short = self.config.steps_per_row() <= MOST_COMPILED
         parts = (self.learner, self.agent, self.weights, adam, self.ranks, self.execution, self.dtype, self.scaler)
-        return GradientStep(*parts, compiles=short)
+        self.step = GradientStep(*parts, compiles=short)
+        return self.step

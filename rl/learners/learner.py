@@ -19,6 +19,7 @@ from rl.rollout import AnyCollector, Rollout
 from rl.seeding import Shuffle
 
 Metrics = dict[str, Tensor]
+FRAME_BYTES = 4096  # of a row; copying larger ones all at once would take much memory
 
 
 class Estimates(Protocol):
@@ -154,6 +155,14 @@ class Learner(ABC, Generic[EstimatesType, SamplesType]):
     @abstractmethod
     def minibatches(self, samples: SamplesType, shuffle: Shuffle) -> Iterator[SamplesType]:
         """The minibatches of an epoch, one for each gradient step; every rank must have the same number."""
+
+    def num_at_once(self, num_rows: int) -> int:
+        """Number of minibatches of an epoch over so many rows, if nothing needs to happen between gradient steps.
+
+        All steps of an update may then run as one compiled loop: the minibatches must be the rows in the shuffle's
+        order, cut into equal parts, and `should_stop` must never be true. 0 if one of this does not hold.
+        """
+        return 0
 
     @abstractmethod
     def loss(self, policy: Policy, samples: SamplesType) -> tuple[Tensor, Metrics]:

@@ -13,6 +13,7 @@ from rl.envs.masks import Mask
 from rl.envs.observations import Obs
 from rl.errors import require
 from rl.learners.learner import (
+    FRAME_BYTES,
     Learner,
     LearnerConfig,
     Metrics,
@@ -30,7 +31,6 @@ from rl.rollout import Rollout
 from rl.seeding import Shuffle
 
 ADAPTED_RATES = (1e-5, 1e-2)
-FRAME_BYTES = 4096  # of a row; larger ones are not copied all at once, which would be faster
 
 
 class Estimates(NamedTuple):
@@ -168,6 +168,14 @@ class PPO(Learner[Estimates, Rows]):
             yield from tree.split(tree.index(samples, order), num_parts)
         else:
             yield from (tree.index(samples, rows) for rows in order.tensor_split(num_parts))
+
+    def num_at_once(self, num_rows: int) -> int:
+        config, own = self.config, type(self)
+        # A class derived from this one may choose other rows, or stop for other reasons.
+        plain = own.minibatches is PPO.minibatches and own.should_stop is PPO.should_stop
+        free = plain and config.target_kl is None and not config.recompute_advantages
+        number = config.minibatches_of(num_rows)
+        return number if free and num_rows % number == 0 else 0
 
     def loss(self, policy: Policy, samples: Rows) -> tuple[Tensor, Metrics]:
         """PPO's loss over a minibatch (Schulman et al. 2017, eq. 9, negated)."""
