@@ -16,13 +16,13 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from rl.cli import command_line
+from rl.collector import make_collector
 from rl.config import DecoupledConfig
 from rl.dist.launch import local_rank, local_world_size, on_first_machine, rank, world_size
 from rl.dist.ranks import Ranks
 from rl.errors import require
 from rl.exchange import PLAYER, Exchange
 from rl.learners.learner import Metrics
-from rl.rollout import make_collector
 from rl.run.control import ASKED
 from rl.run.folder import join_ranks
 from rl.run.loggers import make_loggers

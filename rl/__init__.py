@@ -29,13 +29,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from rl.collector import make_collector
     from rl.envs.check import check_env
     from rl.envs.config import EnvConfig
     from rl.envs.make import make_envs
     from rl.envs.tensor_envs import TensorEnv, TensorVectorEnv, register_tensor_env
     from rl.learners.ppo import PPO, PPOConfig
     from rl.models.agent import Agent, Network
-    from rl.rollout import make_collector
     from rl.run.evaluation import act, evaluate, load_policy
     from rl.run.export import export_policy
     from rl.seeding import Shuffle
@@ -47,7 +47,7 @@ else:  # hidden from type checkers, to which any name would seem to exist
         "rl.envs.tensor_envs": ("TensorEnv", "TensorVectorEnv", "register_tensor_env"),
         "rl.learners.ppo": ("PPO", "PPOConfig"),
         "rl.models.agent": ("Agent", "Network"),
-        "rl.rollout": ("make_collector",),
+        "rl.collector": ("make_collector",),
         "rl.run.evaluation": ("act", "evaluate", "load_policy"),
         "rl.run.export": ("export_policy",),
         "rl.seeding": ("Shuffle",),

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from typing_extensions import Self
 
+from rl.collector import AnyCollector, make_collector
 from rl.compile import Execution
 from rl.config import Config
 from rl.dist.ranks import Ranks
@@ -20,7 +21,7 @@ from rl.models.agent import Agent, Weights
 from rl.models.float8 import to_float8
 from rl.models.memory import MOST_COMPILED
 from rl.optimization import AUTOCAST, Epochs, GradientStep, make_adam
-from rl.rollout import AnyCollector, Rollout, make_collector
+from rl.rollout import Rollout
 from rl.run.folder import RunFolder, open_folder
 from rl.run.loggers import Logger
 from rl.run.run import Run

@@ -5,11 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rl.collector import AnyCollector
 from rl.envs.observations import numbers_of
 from rl.models.agent import Agent
 from rl.models.normalizer import Normalizer
 from rl.returns import discounted_returns
-from rl.rollout import AnyCollector, Rollout
+from rl.rollout import Rollout
 
 
 class Statistics:

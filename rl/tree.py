@@ -86,25 +86,45 @@ def scan(
     output_type: type[Output],
     *,
     reverse: bool = False,
+    num_at_once: int = 1,
 ) -> tuple[Carry, Output]:
     """Applies `step(carry, *inputs[t])` to inputs [T, ...] in turn; returns the last carry and the outputs [T, ...].
 
     With `reverse` it goes from the last input to the first, and outputs keep their places. No two tensors of a carry
-    may be the same, which Inductor's loop in C++ would free twice.
+    may be the same, which Inductor's loop in C++ would free twice. Compiled, it takes up to `num_at_once` steps in
+    each pass of its loop, as many as divide T: small ones are faster together, but take longer to compile.
     """
     if torch.compiler.is_compiling():
-
-        def plain_step(plain: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> tuple[Any, Any]:
-            after, output = step(rebuilt(carry, plain), *now)
-            # The compiled loop takes plain tuples only, and no tensor may be both carry and output.
-            return tuple(leaves(after)), map(torch.clone, tuple(output))
-
-        after, outputs = compiled_scan(plain_step, tuple(leaves(carry)), inputs, reverse=reverse)
-        return rebuilt(carry, after), output_type(*outputs)
-
+        return _compiled_scan(step, carry, inputs, output_type, reverse=reverse, num_at_once=num_at_once)
     order = range(len(inputs[0]))
     steps = []
     for t in reversed(order) if reverse else order:
         carry, output = step(carry, *(field[t] for field in inputs))
         steps.append(output)
     return carry, stack(steps[::-1] if reverse else steps)
+
+
+def _compiled_scan(
+    step: Callable[..., tuple[Carry, Output]],
+    carry: Carry,
+    inputs: tuple[Tensor, ...],
+    output_type: type[Output],
+    *,
+    reverse: bool,
+    num_at_once: int,
+) -> tuple[Carry, Output]:
+    """`scan` as a loop that Inductor writes in C++."""
+    num_steps = len(inputs[0])
+    size = max(number for number in range(1, num_at_once + 1) if num_steps % number == 0)
+
+    def steps(plain: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> tuple[Any, Any]:
+        inner, outputs = rebuilt(carry, plain), []
+        for t in reversed(range(size)) if reverse else range(size):
+            inner, output = step(inner, *(field[t] for field in now))
+            outputs.append(tuple(output))
+        # The compiled loop takes plain tuples only, and no tensor may be both carry and output.
+        return tuple(map(torch.clone, list(leaves(inner)))), stack(outputs[::-1] if reverse else outputs)
+
+    parts = tuple(field.view(num_steps // size, size, *field.shape[1:]) for field in inputs)
+    after, outputs = compiled_scan(steps, tuple(leaves(carry)), parts, reverse=reverse)
+    return rebuilt(carry, after), output_type(*map(lambda field: field.flatten(0, 1), outputs))

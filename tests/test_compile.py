@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rl import tree
+from rl.collector import make_collector
 from rl.compile import Execution, _Specialized, compiled
 from rl.compilers import compiler_missing, keep_caches_private
 from rl.config import Config
@@ -18,7 +19,7 @@ from rl.envs.make import make_envs
 from rl.errors import UserError
 from rl.learners.ppo import Estimates, PPOConfig
 from rl.models.agent import Agent, Network
-from rl.rollout import Rollout, make_collector
+from rl.rollout import Rollout
 from rl.session import Session
 from tests import probes  # noqa: F401 (registers them)
 
@@ -58,23 +59,35 @@ def test_compiled_rollouts_and_estimates_are_those_of_eager_ones(env_id: str, ve
     assert execution.compile_seconds > 0
 
 
-def test_a_traced_rollout_of_images_leaves_out_the_next_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("env_id", "num_envs", "network"),
+    [
+        pytest.param("MinAtar/Breakout-v1", 2, Network((8,), shared_encoder=True), id="few images"),
+        pytest.param("CustomEnv-v0", 17, Network((8,)), id="many environments"),
+        pytest.param("Recall-v0", 2, Network((8,), memory="gru", memory_size=4), id="memory"),
+    ],
+)
+def test_a_traced_rollout_is_that_of_an_eager_loop(
+    env_id: str, num_envs: int, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Tracing is what could fail, and takes a tenth of the time of compiling.
     traced = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
     monkeypatch.setattr("rl.compile.compiled", lambda function, _: traced(function))
     rollouts = []
     for execution in (Execution("compile"), Execution()):
-        envs = make_envs(EnvConfig("MinAtar/Breakout-v1", num_envs=2, vectorization="tensor"))
+        envs = make_envs(EnvConfig(env_id, num_envs=num_envs, vectorization="tensor"))
         torch.manual_seed(3)
-        policy = Agent(envs.spaces, Network((8,), shared_encoder=True))
-        collector = make_collector(envs, policy, seed=1, first_env=0, execution=execution, keeps_next_obs=False)
+        policy = Agent(envs.spaces, network)
+        keeps = not envs.spaces.has_images()
+        collector = make_collector(envs, policy, seed=1, first_env=0, execution=execution, keeps_next_obs=keeps)
         with torch.no_grad():
-            rollouts.append(collector.collect(20))
+            rollouts += [(collector.collect(64), collector.collect(64))[1]]
     fast, eager = rollouts
-    assert fast.next_obs is None and eager.next_obs is None
-    assert torch.equal(fast.obs, eager.obs) and fast.obs.dtype == torch.uint8
-    assert torch.allclose(fast.next_value, eager.next_value, atol=1e-5)
-    assert fast.terminated.any()
+    assert (fast.next_obs is None) == (eager.next_obs is None) == envs.spaces.has_images()
+    for name, field, expected in zip(Rollout._fields, fast, eager, strict=True):
+        for part, other in zip(tree.leaves(field), tree.leaves(expected), strict=True):
+            assert part.dtype == other.dtype and torch.allclose(part.float(), other.float(), atol=1e-5), name
+    assert (fast.terminated | fast.truncated).any()
 
 
 def test_a_function_is_compiled_once_and_is_not_taken_for_another() -> None:

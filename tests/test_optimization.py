@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 import rl.optimization
+from rl.collector import make_collector
 from rl.compile import Execution, Mode
 from rl.dist.ranks import Ranks
 from rl.envs.actions import BoxActions, DiscreteActions
@@ -18,7 +19,6 @@ from rl.envs.spaces import Spaces
 from rl.learners.ppo import PPOConfig, Rows
 from rl.models.agent import Agent, Network, Weights, call_with, weight_vector
 from rl.optimization import GradientStep, make_adam
-from rl.rollout import make_collector
 from rl.seeding import Shuffle
 from tests import masked, seeing  # noqa: F401 (registers environments)
 from tests.ranks import in_ranks

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 import train_torch
 from rl import tree
 from rl.cli import parse
+from rl.collector import Collector, TensorCollector, make_collector
 from rl.config import CONFIGS
 from rl.envs.config import EnvConfig
 from rl.envs.gym_envs import GymEnvs
@@ -21,7 +22,7 @@ from rl.envs.make import make_envs
 from rl.envs.types import Envs
 from rl.learners.learner import Metrics
 from rl.models.agent import Agent, Network
-from rl.rollout import Collector, Rollout, TensorCollector, make_collector
+from rl.rollout import Rollout
 from rl.run.checkpoint import read_checkpoint
 from rl.run.run import Run
 from tests import seeing  # noqa: F401 (registers environments)
@@ -156,7 +157,7 @@ from rl import tree
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_envs
 from rl.models.agent import Agent, Network
-from rl.rollout import make_collector
+from rl.collector import make_collector
 from tests.seeing import Seeing
 
 class Atari(Seeing):

@@ -24,7 +24,7 @@ LAYERS = (
     ("rl.compilers", "rl.compile"),
     ("rl.envs",),
     ("rl.models",),
-    ("rl.returns", "rl.rollout", "rl.statistics"),
+    ("rl.returns", "rl.rollout", "rl.collector", "rl.statistics"),
     ("rl.learners",),
     ("rl.optimization",),
     ("rl.config", "rl.keep", "rl.limits"),

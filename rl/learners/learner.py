@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from rl import tree
+from rl.collector import AnyCollector
 from rl.dist.ranks import Ranks
 from rl.envs.spaces import Spaces
 from rl.errors import UserError, require
 from rl.models.agent import Network, Policy
 from rl.models.memory import Past
-from rl.rollout import AnyCollector, Rollout
+from rl.rollout import Rollout
 from rl.seeding import Shuffle
 
 Metrics = dict[str, Tensor]

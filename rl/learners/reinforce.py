@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rl import tree
+from rl.collector import AnyCollector
 from rl.envs.masks import Mask
 from rl.envs.observations import Obs
 from rl.errors import require
@@ -25,7 +26,7 @@ from rl.learners.learner import (
 from rl.models.agent import Policy
 from rl.models.memory import Past
 from rl.returns import returns_to_go
-from rl.rollout import AnyCollector, Rollout
+from rl.rollout import Rollout
 from rl.seeding import Shuffle
 
 

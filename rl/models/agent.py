@@ -18,6 +18,7 @@ from rl.envs.spaces import Spaces
 from rl.errors import UserError, require
 from rl.models.distributions import Distribution, distribution_of
 from rl.models.encoders import OwnFeatures, as_floats, check_images, chosen, make_features
+from rl.models.linear import Linear, transposed_in_memory
 from rl.models.memory import Memory, Recurrent
 from rl.models.normalizer import CLIP, Normalizer
 
@@ -97,8 +98,8 @@ class Agent(nn.Module):
             num_encoders = 1 if network.shared_encoder else 2
             self.memory = Recurrent(network.memory, width, network.memory_size, num_encoders=num_encoders)
             width = network.memory_size
-        self.actor = nn.Linear(width, actions.num_outputs)
-        self.critic = nn.Linear(width, 1)
+        self.actor = Linear(width, actions.num_outputs)
+        self.critic = Linear(width, 1)
         num_numbers = sum(key.num_features for key in spaces.obs if key.dtype == "float32")
         self.obs_normalizer = Normalizer(num_numbers) if network.normalize_obs and num_numbers else None
         self.is_flat = not spaces.obs[0].path and spaces.obs[0].dtype == "float32" and len(spaces.obs[0].shape) == 1
@@ -197,6 +198,13 @@ def call_with(policy: Agent, vector: Tensor, obs: Obs, mask: Mask = (), *past: T
     return cast(Output, functional_call(policy, weight_views(policy, vector), (obs, mask, *past)))
 
 
+def copied_for_few_rows(policy: Agent) -> Policy:
+    """The policy with copies of its parameters, in the order in which a compiled loop over few rows reads them fast."""
+    views = weight_views(policy, weight_vector(policy))
+    copies = {name: transposed_in_memory(view) for name, view in views.items()}
+    return lambda obs, mask=(), *past: cast(Output, functional_call(policy, copies, (obs, mask, *past)))
+
+
 class Weights:
     """All parameters of a policy as one vector [P], and their gradients as another; the policy's are views of these."""
 
@@ -219,7 +227,7 @@ def _encoder(keys: Keys, network: Network) -> nn.Sequential:
     features, num_features = make_features(keys, network.encoder)
     activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[network.activation_function]
     sizes = (num_features, *network.hidden_sizes)
-    layers = [layer for i, o in itertools.pairwise(sizes) for layer in (nn.Linear(i, o), activation())]
+    layers = [layer for i, o in itertools.pairwise(sizes) for layer in (Linear(i, o), activation())]
     encoder = nn.Sequential(*layers)
     if features is None:
         return encoder

@@ -5,12 +5,12 @@ from typing import Any, Protocol
 
 import torch
 
+from rl.collector import AnyCollector
 from rl.compile import Execution
 from rl.config import Config
 from rl.dist.ranks import Ranks
 from rl.learners.learner import AnyLearner
 from rl.models.agent import Agent
-from rl.rollout import AnyCollector
 from rl.run.folder import RunFolder
 from rl.run.state import State
 from rl.statistics import Statistics

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from rl.collector import AnyCollector
 from rl.dist.interrupts import is_second
 from rl.dist.ranks import Ranks
 from rl.errors import DiskError, RanksError, StopError
-from rl.rollout import AnyCollector
 from rl.seeding import split_mix
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

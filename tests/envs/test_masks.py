@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import rl
 from rl import tree
+from rl.collector import make_collector
 from rl.compile import Execution, Mode
 from rl.config import CONFIGS
 from rl.dist.ranks import Ranks
@@ -25,7 +26,7 @@ from rl.envs.tensor_envs import TensorEnvs
 from rl.envs.types import Envs
 from rl.errors import EnvError, UserError
 from rl.models.agent import Agent, Network
-from rl.rollout import Rollout, decide, make_collector
+from rl.rollout import Rollout, decide
 from rl.run.evaluation import act, evaluate
 from rl.run.metrics import Finite
 from tests import masked  # registers them

@@ -12,6 +12,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from torch import Tensor
 
 import rl
+from rl.collector import make_collector
 from rl.envs.classic import CartPole, Pendulum
 from rl.envs.config import EnvConfig, make_single
 from rl.envs.custom import CustomTensorEnv
@@ -22,7 +23,7 @@ from rl.envs.tensor_envs import TENSOR_ENVS, TensorEnvs
 from rl.envs.types import Step
 from rl.errors import UserError
 from rl.models.agent import Agent, Network
-from rl.rollout import Rollout, make_collector
+from rl.rollout import Rollout
 
 NUM_EPISODES = 1000
 SHIPPED = sorted(name for name, make in TENSOR_ENVS.items() if make.__module__.startswith("rl."))

@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 import train_torch
 from rl import tree
 from rl.cli import command_line
+from rl.collector import Collector, make_collector
 from rl.config import CONFIGS
 from rl.envs.config import EnvConfig
 from rl.envs.gym_envs import GymEnvs
@@ -24,7 +25,7 @@ from rl.envs.vector_envs import VectorTensorEnvs
 from rl.errors import OneEnvError, UserError
 from rl.learners.ppo import PPOConfig
 from rl.models.agent import Agent, Network
-from rl.rollout import Collector, decide, make_collector
+from rl.rollout import decide
 from rl.run.checkpoint import read_checkpoint
 from rl.seeding import environment_seed
 from tests import masked, seeing  # noqa: F401 (registers environments)
@@ -84,7 +85,7 @@ def test_training_through_the_native_path_ends_with_the_bits_of_the_tensor_form(
     assert said.count(f"{why}: a resumed run starts new episodes and is not bit-exact") == 1
     reset = TensorEnvs.reset
     with monkeypatch.context() as patch:  # which collects step by step, with the seed that a batch gets
-        patch.setattr("rl.rollout.TensorCollector", Collector)
+        patch.setattr("rl.collector.TensorCollector", Collector)
         patch.setattr(TensorEnvs, "reset", lambda envs, seed, first=0: reset(envs, environment_seed(seed, first)))
         train(patch, f"{flags} --env-id CartPole-v1 --vectorization tensor --config none --num-minibatches 4")
     native, tensor = (

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rl import tree
+from rl.collector import make_collector
 from rl.envs.actions import BoxActions, DiscreteActions
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_envs
@@ -19,7 +20,7 @@ from rl.envs.spaces import Spaces
 from rl.learners.ppo import PPO, PPOConfig, Rows, clipped_surrogate, squared_error
 from rl.models.agent import Agent, Network
 from rl.models.distributions import Categorical
-from rl.rollout import Rollout, make_collector
+from rl.rollout import Rollout
 from rl.seeding import Shuffle
 
 SPACES = Spaces(vector(4), DiscreteActions(2))

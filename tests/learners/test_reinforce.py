@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from rl import tree
+from rl.collector import make_collector
 from rl.config import CONFIGS
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_envs
@@ -12,7 +13,7 @@ from rl.learners.reinforce import Reinforce, ReinforceConfig, Rows, collect_epis
 from rl.models.agent import Agent, Network
 from rl.models.distributions import Categorical, Distribution
 from rl.returns import returns_to_go
-from rl.rollout import Rollout, make_collector
+from rl.rollout import Rollout
 
 
 class Bandit(nn.Module):
