@@ -42,7 +42,7 @@ def gae(
         now = Flow(torch.addcmul(error, carry, after.advantage))
         return now, now
 
-    _, flow = scan(step, Flow(torch.zeros_like(td_error[0])), (td_error, carried), Flow, reverse=True, num_at_once=16)
+    _, flow = scan(step, Flow(torch.zeros_like(td_error[0])), (td_error, carried), Flow, reverse=True)
     return flow.advantage
 
 

@@ -94,7 +94,8 @@ def scan(
     may be the same, which Inductor's loop in C++ would free twice. Compiled, it takes up to `num_at_once` steps in
     each pass of its loop, as many as divide T: small ones are faster together, but take longer to compile.
     """
-    if torch.compiler.is_compiling():
+    # A loop of one pass is none; Inductor 2.13 writes C++ for it that may declare a variable twice.
+    if torch.compiler.is_compiling() and len(inputs[0]) > 1:
         return _compiled_scan(step, carry, inputs, output_type, reverse=reverse, num_at_once=num_at_once)
     order = range(len(inputs[0]))
     steps = []
@@ -115,7 +116,7 @@ def _compiled_scan(
 ) -> tuple[Carry, Output]:
     """`scan` as a loop that Inductor writes in C++."""
     num_steps = len(inputs[0])
-    size = max(number for number in range(1, num_at_once + 1) if num_steps % number == 0)
+    size = max(number for number in range(1, max(1, min(num_at_once, num_steps // 2)) + 1) if num_steps % number == 0)
 
     def steps(plain: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> tuple[Any, Any]:
         inner, outputs = rebuilt(carry, plain), []

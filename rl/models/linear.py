@@ -11,10 +11,12 @@ class Linear(nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         """Outputs [..., O] of features [..., F]."""
-        is_small = features.numel() <= FEW_ROWS * self.in_features and features.device.type == "cpu"
-        if torch.compiler.is_compiling() and is_small:
+        if torch.compiler.is_compiling() and self._has_few(features):
             return (features.unsqueeze(-2) * self.weight).sum(-1) + self.bias
         return super().forward(features)
+
+    def _has_few(self, features: Tensor) -> bool:
+        return features.device.type == "cpu" and features.numel() <= FEW_ROWS * self.in_features
 
 
 def transposed_in_memory(weight: Tensor) -> Tensor:
