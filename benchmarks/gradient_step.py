@@ -17,6 +17,7 @@ from rl.compile import Execution
 from rl.dist.launch import leave_process_group, rank
 from rl.dist.ranks import Ranks, choose_threads
 from rl.envs.actions import DiscreteActions
+from rl.envs.observations import vector
 from rl.envs.spaces import Spaces
 from rl.learners.ppo import PPOConfig, Rows
 from rl.models.agent import Agent, Network, Weights
@@ -38,7 +39,7 @@ def milliseconds(function: Callable[[], object], repeats: int) -> float:
 
 def policy() -> Agent:
     """A policy whose actor and critic share no layers."""
-    return Agent(Spaces(OBS_SIZE, DiscreteActions(2)), Network(shared_encoder=False))
+    return Agent(Spaces(vector(OBS_SIZE), DiscreteActions(2)), Network(shared_encoder=False))
 
 
 def eager(rows: Rows, wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], None]:

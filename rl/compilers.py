@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import hashlib
 import importlib.util
 import os
 import platform
@@ -43,13 +44,31 @@ def cxx() -> str:
 @functools.cache
 def _works(compiler: str, language: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder, "one.so")
-        command = [compiler, "-x", language.lower(), "-shared", "-fPIC", "-o", str(library), "-"]
-        try:
-            subprocess.run(command, input=b"int one(void) { return 1; }\n", capture_output=True, check=True, timeout=60)
-        except (OSError, subprocess.SubprocessError):
-            return False
-        return library.exists()
+        return _compiles(compiler, language, b"int one(void) { return 1; }\n", Path(folder, "one.so"))
+
+
+def _compiles(compiler: str, language: str, source: bytes, library: Path) -> bool:
+    command = [compiler, "-x", language.lower(), "-O3", "-shared", "-fPIC", "-o", str(library), "-"]
+    try:
+        subprocess.run(command, input=source, capture_output=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return library.exists()
+
+
+def built(source: Path) -> Path | None:
+    """The library made of a C++ file, which is compiled if it is not in the cache; None without a working compiler."""
+    code, compiler = source.read_bytes(), cxx()
+    key = hashlib.sha256(b"\0".join((code, compiler.encode(), platform.machine().encode()))).hexdigest()
+    library = _private_folder() / f"{source.stem}-{key[:16]}.so"
+    if not library.exists():
+        # Other ranks may be compiling it too, and load what is there.
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            unfinished = Path(folder, library.name)
+            if not _compiles(compiler, "C++", code, unfinished):
+                return None
+            unfinished.replace(library)
+    return library
 
 
 def keep_caches_private() -> None:

@@ -29,6 +29,10 @@ class RanksError(UserError):
     exit_code = 69
 
 
+class LostRankError(RuntimeError):
+    """Another rank has died or does not come; torch's own collectives raise a `RuntimeError` then."""
+
+
 class CrashLoopError(UserError):
     """A restart would fail in the same way."""
 

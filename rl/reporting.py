@@ -32,7 +32,7 @@ from rl.dist.launch import (
     rank,
     world_size,
 )
-from rl.errors import RanksError, StopError, UserError, described
+from rl.errors import LostRankError, RanksError, StopError, UserError, described
 
 RED, YELLOW = "1;31", "33"  # in ANSI's codes
 COMPLETE = (0, "complete")  # exit code and message of a run that has reached its end
@@ -99,7 +99,9 @@ def reported() -> Iterator[None]:
             report_interrupt()
             sys.exit(INTERRUPTED)
         except Exception as error:
-            if isinstance(error, RuntimeError) and OF_COLLECTIVE.search(str(error)):
+            if isinstance(error, LostRankError) or (
+                isinstance(error, RuntimeError) and OF_COLLECTIVE.search(str(error))
+            ):
                 sys.exit(report_lost(error))
             exit_file.write(LEFT_EARLY, f"rank {rank()}: {described(error)}")  # the ranks that lose it need not guess
             raise
@@ -152,7 +154,8 @@ def report_lost(error: RuntimeError) -> int:
     if local_world_size() == world_size():
         unknown = "one has failed (see above), or ranks do not do the same"
     who = "; ".join(absent_ranks()) or unknown
-    reason = f"(torch says: {str(error).splitlines()[0][:200]})"
+    source = "" if isinstance(error, LostRankError) else "torch says: "
+    reason = f"({source}{str(error).splitlines()[0][:200]})"
     message = f"ranks have lost each other: {who} {reason}. --resume auto continues from the last checkpoint"
     exit_code = report_alone(message, RanksError.exit_code)
     kill_stopped_ranks()

@@ -19,9 +19,9 @@ MAX_MAIN, MAX_FUNCTION, MAX_FILE = 45, 50, 300  # lines
 
 # From the bottom to the top; packages stand for the modules in them. A module may import its own layer and those below.
 LAYERS = (
-    ("rl.dist", "rl.errors", "rl.reporting", "rl.tree"),
+    ("rl.dist", "rl.compilers", "rl.errors", "rl.reporting", "rl.tree"),
     ("rl.seeding",),
-    ("rl.compilers", "rl.compile"),
+    ("rl.compile",),
     ("rl.envs",),
     ("rl.models",),
     ("rl.returns", "rl.rollout", "rl.collector", "rl.statistics"),

@@ -126,7 +126,7 @@ def end_with_launcher() -> None:
         sys.exit(128 + signal.SIGTERM)
 
     def stop_with_launcher() -> None:
-        while _status(launcher).state != "Z":
+        while status_of(launcher).state != "Z":
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -141,7 +141,7 @@ def _launcher() -> int:
     """
     pid = os.getppid()
     while b"TORCHELASTIC_RUN_ID=" in Path(f"/proc/{pid}/environ").read_bytes():
-        pid = _status(pid).parent
+        pid = status_of(pid).parent
     if b"libtorch" not in Path(f"/proc/{pid}/maps").read_bytes():
         raise ProcessLookupError
     return pid
@@ -162,7 +162,7 @@ def meet(backend: str, flags: Mapping[str, Any], timeout_seconds: float, folder:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     store = _open_store(timeout)
     # Process numbers are reused, so the start time is needed to recognize a process.
-    process = {"pid": os.getpid(), "started_at": _status(os.getpid()).started_at, "host": socket.gethostname()}
+    process = {"pid": os.getpid(), "started_at": status_of(os.getpid()).started_at, "host": socket.gethostname()}
     mine = process | {"flags": dict(flags), "folder": folder, "timeout": timeout_seconds}
     store.set(f"rl/rank{rank()}", json.dumps(mine))
     _identities.clear()
@@ -216,29 +216,31 @@ def _meeting_place() -> Path | None:
     return attempt / "ranks" if private.st_uid == os.getuid() and not private.st_mode & 0o077 else None
 
 
-class _Status(NamedTuple):
+class Status(NamedTuple):
+    """A process as /proc describes it."""
+
     name: str = ""
     state: str = "Z"  # "T" if stopped, "Z" if dead
     parent: int = 0
     started_at: str = ""
 
 
-def _status(pid: int) -> _Status:
-    """A process as /proc describes it; dead if it is not there."""
+def status_of(pid: int, started_at: str | None = None) -> Status:
+    """What is known of a process: that it is dead, if it is not there or its number is that of a later one."""
     try:
         name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
     except OSError:
-        return _Status()
+        return Status()
     state, parent, *fields = rest.split()
-    return _Status(name, state.upper().replace("X", "Z"), int(parent), fields[17])
+    status = Status(name, state.upper().replace("X", "Z"), int(parent), fields[17])
+    return status if started_at in (None, status.started_at) else Status()
 
 
-def _others() -> Iterator[tuple[int, int, _Status]]:
+def _others() -> Iterator[tuple[int, int, Status]]:
     """Rank, process number and status of the other ranks of this machine."""
     for number, identity in enumerate(_identities if Path("/proc/self").exists() else ()):
         if identity["host"] == socket.gethostname() and number != rank():
-            status = _status(identity["pid"])
-            yield number, identity["pid"], status if status.started_at == identity["started_at"] else _Status()
+            yield number, identity["pid"], status_of(identity["pid"], identity["started_at"])
 
 
 def absent_ranks() -> list[str]:

@@ -1,6 +1,7 @@
 """What ranks do together: collectives on tensors, and sharing the cores of a machine."""
 
 import contextlib
+import functools
 import os
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from rl import tree
 from rl.dist.launch import local_world_size, num_cores
+from rl.dist.shared_memory import SharedMemory, may_share, share_memory
 from rl.errors import counted
 from rl.reporting import note
 
@@ -50,11 +52,19 @@ class Ranks:
         """The ranks of a process group that this process belongs to; without a group, all ranks of the run."""
         return cls(dist.get_rank(group), dist.get_world_size(group), group) if dist.is_initialized() else cls()
 
+    @functools.cached_property
+    def memory(self) -> SharedMemory | None:
+        """What all ranks share if they are on one machine; made at the first use, which all come to together."""
+        return share_memory(self.rank, self.size, self.group)
+
     def sum(self, values: Tensor) -> Tensor:
         """The elementwise sum of every rank's tensor, on every rank."""
         if self.size > 1:
             values = values.clone()
-            dist.all_reduce(values, group=self.group)
+            if may_share(values, self.size) and self.memory:
+                self.memory.combine(values, mean=False)
+            else:
+                dist.all_reduce(values, group=self.group)
         return values
 
     def mean(self, values: Tensor) -> Tensor:
@@ -65,7 +75,9 @@ class Ranks:
         """Replaces every rank's vector by the elementwise mean of all."""
         if self.size == 1:
             return
-        if values.device.type == "cpu" and self.size * len(values) <= FEW:
+        if may_share(values, self.size) and self.memory:
+            self.memory.combine(values, mean=True)
+        elif values.device.type == "cpu" and self.size * len(values) <= FEW:
             gathered = values.new_empty(self.size, len(values))
             dist.all_gather_into_tensor(gathered.flatten(), values, group=self.group)
             torch.mean(gathered, dim=0, out=values)
@@ -106,7 +118,9 @@ class Ranks:
 
 def pack(rows: Any) -> Tensor:
     """The bytes [B, F] (uint8) of a tree of tensors [B, ...]: one tensor to send, exact for every dtype."""
-    return torch.cat([field.reshape(len(field), -1).contiguous().view(torch.uint8) for field in tree.leaves(rows)], dim=1)
+    return torch.cat(
+        [field.reshape(len(field), -1).contiguous().view(torch.uint8) for field in tree.leaves(rows)], dim=1
+    )
 
 
 def unpack(packed: Tensor, like: Rows) -> Rows:
@@ -115,9 +129,11 @@ def unpack(packed: Tensor, like: Rows) -> Rows:
     columns = iter(torch.split(packed, sizes, dim=1))
     return tree.map(
         # A copy, which begins where numbers of its dtype may; a column of a single row may not.
-        lambda field: next(columns)
-        .clone(memory_format=torch.contiguous_format)
-        .view(field.dtype)
-        .reshape(len(packed), *field.shape[1:]),
+        lambda field: (
+            next(columns)
+            .clone(memory_format=torch.contiguous_format)
+            .view(field.dtype)
+            .reshape(len(packed), *field.shape[1:])
+        ),
         like,
     )

@@ -122,7 +122,7 @@ def test_a_rank_is_asked_to_stop_when_its_launcher_dies(monkeypatch: pytest.Monk
 def met(monkeypatch: pytest.MonkeyPatch, *processes: int) -> None:
     """Registers these processes as the ranks that have met."""
     identities = [
-        {"pid": pid, "started_at": launch._status(pid).started_at, "host": socket.gethostname(), "timeout": 0.2}
+        {"pid": pid, "started_at": launch.status_of(pid).started_at, "host": socket.gethostname(), "timeout": 0.2}
         for pid in processes
     ]
     monkeypatch.setattr(launch, "_identities", identities)
