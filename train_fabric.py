@@ -66,6 +66,7 @@ def eager_step(session: Session, fabric: "Fabric", module: nn.Module) -> Callabl
     learner, weights = session.learner, session.weights
     optimizer = cast(Adam, fabric.setup_optimizers(cast(Adam, session.optimizer)))
     max_norm = learner.config.max_grad_norm
+    session.ranks.average_in_backward(module, weights.gradient)
 
     def gradient_step(minibatch: Any) -> Metrics:
         loss, metrics = learner.loss(module, minibatch)

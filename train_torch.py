@@ -62,6 +62,7 @@ def eager_step(session: Session, module: nn.Module, scaler: torch.amp.GradScaler
     """The gradient step of short runs on a CPU; `module` is the agent, wrapped by DDP where there are several ranks."""
     learner, weights, optimizer = session.learner, session.weights, cast(Adam, session.optimizer)
     max_norm = learner.config.max_grad_norm
+    session.ranks.average_in_backward(module, weights.gradient)
 
     def forward(obs: Obs, mask: Mask = (), *past: Tensor) -> Output:
         with session.autocast():  # the network alone: losses are computed in float32

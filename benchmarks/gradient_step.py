@@ -42,6 +42,13 @@ def policy() -> Agent:
     return Agent(Spaces(vector(OBS_SIZE), DiscreteActions(2)), Network(shared_encoder=False))
 
 
+def by_messages() -> Ranks:
+    """All ranks, as if they had no memory to share."""
+    ranks = Ranks.of()
+    vars(ranks)["memory"] = None  # the cached property
+    return ranks
+
+
 def eager(rows: Rows, wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], None]:
     """The eager gradient step of the programs: forward, backward, clipping and Adam."""
     module = policy()
@@ -55,6 +62,14 @@ def eager(rows: Rows, wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], No
         optimizer.step()
 
     return step
+
+
+def sharing_memory(module: nn.Module) -> nn.Module:
+    """The module in DDP as the programs have it."""
+    wrapped = DistributedDataParallel(module)
+    gradient = torch.cat([parameter.flatten() for parameter in module.parameters()])
+    Ranks.of().average_in_backward(wrapped, gradient)
+    return wrapped
 
 
 def compiled(rows: Rows, ranks: Ranks, autocast: torch.dtype | None = None) -> Callable[[], object]:
@@ -73,24 +88,37 @@ def parts_of(num_rows: int) -> dict[str, Callable[[], object]]:
     return {
         f"{num_rows:6,} rows, eager": eager(rows, lambda module: module),
         f"{num_rows:6,} rows, eager, DDP": eager(rows, DistributedDataParallel),
+        f"{num_rows:6,} rows, eager, DDP in shared memory": eager(rows, sharing_memory),
         f"{num_rows:6,} rows, compiled": compiled(rows, Ranks()),
         f"{num_rows:6,} rows, compiled, bf16": compiled(rows, Ranks(), torch.bfloat16),
-        f"{num_rows:6,} rows, compiled, averaged over ranks": compiled(rows, Ranks.of()),
+        f"{num_rows:6,} rows, compiled, averaged by messages": compiled(rows, by_messages()),
+        f"{num_rows:6,} rows, compiled, averaged in shared memory": compiled(rows, Ranks.of()),
     }
 
 
 def messages() -> dict[str, Callable[[], object]]:
     """The collectives to time, by name."""
     gradient = torch.ones(sum(parameter.numel() for parameter in policy().parameters()))
-    gathered = torch.empty(dist.get_world_size() * len(gradient))
+    rows, weight = torch.randn(128, 64), torch.randn(64, 64)
 
     def all_reduce(values: Tensor) -> Callable[[], object]:
         return lambda: dist.all_reduce(values.fill_(1))
 
+    def average(ranks: Ranks, num_products: int) -> Callable[[], object]:
+        def products_and_average() -> None:
+            for _ in range(num_products):
+                rows @ weight
+            ranks.average(gradient)
+
+        return products_and_average
+
     return {
         f"all-reduce of the gradient ({4 * len(gradient):,} bytes)": all_reduce(gradient),
-        "all-gather of the gradient": lambda: dist.all_gather_into_tensor(gathered, gradient),
         "all-reduce of one number": all_reduce(torch.ones(1)),
+        "average of the gradient by messages": average(by_messages(), 0),
+        "average of the gradient in shared memory": average(Ranks.of(), 0),
+        "24 small products, average by messages": average(by_messages(), 24),
+        "24 small products, average in shared memory": average(Ranks.of(), 24),
     }
 
 
@@ -106,7 +134,7 @@ def report(parts: dict[str, Callable[[], object]], repeats: int) -> None:
     rounds = [{name: milliseconds(part, repeats) for name, part in parts.items()} for _ in range(ROUNDS)]
     if rank() == 0:
         for name in parts:
-            print(f"{statistics.median(times[name] for times in rounds):7.2f} ms  {name}", flush=True)
+            print(f"{statistics.median(times[name] for times in rounds):8.3f} ms  {name}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from rl import tree
 from rl.dist.launch import local_world_size, num_cores
@@ -85,6 +86,12 @@ class Ranks:
             dist.all_reduce(values, group=self.group)
             values /= self.size
 
+    def average_in_backward(self, module: nn.Module, gradient: Tensor) -> None:
+        """Lets DDP average a small module's gradient as `average` does, if the ranks share memory."""
+        for part in module.modules():
+            if isinstance(part, DistributedDataParallel) and may_share(gradient, self.size) and self.memory:
+                part.register_comm_hook(self, _average_bucket)
+
     def broadcast(self, values: Tensor) -> None:
         """Overwrites every rank's values with those of the first."""
         if self.size > 1:
@@ -114,6 +121,16 @@ class Ranks:
         gathered = packed.new_empty(self.size * len(packed), packed.shape[1])
         dist.all_gather_into_tensor(gathered, packed, group=self.group)
         return unpack(gathered, rows)
+
+
+def _average_bucket(
+    ranks: Ranks,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[Tensor]:
+    ranks.average(bucket.buffer())
+    averaged: torch.futures.Future[Tensor] = torch.futures.Future()
+    averaged.set_result(bucket.buffer())
+    return averaged
 
 
 def pack(rows: Any) -> Tensor:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from rl.compilers import built
 from rl.dist.launch import status_of
@@ -111,6 +112,28 @@ def test_signals_are_handled_while_a_rank_waits_and_the_call_goes_on() -> None:
     thread.join()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     assert seen == [1.0] and values.tolist() == [[2.0], [2.0]]
+
+
+def _gradients() -> list[Tensor]:
+    """The gradient that DDP leaves on this rank, by its own messages and in shared memory, and that of a mean."""
+    ranks, modules = Ranks.of(), [torch.nn.Linear(300, 3, bias=False) for _ in range(3)]
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    rows = torch.randn(5, 300, generator=generator)
+    for number, module in enumerate(modules):
+        torch.nn.init.ones_(module.weight)
+        wrapped = DistributedDataParallel(module) if number < 2 else module
+        if number == 1:
+            ranks.average_in_backward(wrapped, module.weight)
+        wrapped(rows).square().sum().backward()
+    ranks.average(modules[2].weight.grad.view(-1))
+    assert ranks.memory is not None
+    return [module.weight.grad for module in modules]
+
+
+def test_ddp_averages_in_shared_memory_as_it_does_by_messages(tmp_path: Path) -> None:
+    (messages, memory, mean), other = in_ranks(_gradients, 2, tmp_path)
+    assert torch.equal(memory, mean) and torch.equal(memory, messages)
+    assert all(torch.equal(gradient, memory) for gradient in other)
 
 
 def _average(without_compiler: int) -> tuple[list[bool], Tensor, Tensor, bool]:
