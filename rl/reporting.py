@@ -96,6 +96,7 @@ def reported() -> Iterator[None]:
             message = f"something called sys.exit({exit_.code!r}) before the end of the run"
             sys.exit(report_alone(message, LEFT_EARLY))
         except KeyboardInterrupt:
+            let_rank_0_speak()  # which may be waiting inside torch, and so is later
             report_interrupt()
             sys.exit(INTERRUPTED)
         except Exception as error:

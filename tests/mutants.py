@@ -64,14 +64,14 @@ MUTANTS = (
     ),
     Mutant(
         "an episode that is played remembers the one before it",
-        "rl/rollout.py",
+        "rl/collector.py",
         "self.memory = forgotten(decision.memory, is_reset(step))",
         "self.memory = decision.memory",
         "tests/models/test_memory.py -k played_again",
     ),
     Mutant(
         "rollouts start with nothing remembered",
-        "rl/rollout.py",
+        "rl/collector.py",
         "        rows: list[Rollout] = []",
         "        self.memory = self.policy.initial_memory(self.envs.num_envs)\n        rows: list[Rollout] = []",
         "tests/models/test_memory.py -k played_again",
@@ -85,14 +85,14 @@ MUTANTS = (
     ),
     Mutant(
         "the value of a last observation lacks the step that led there",
-        "rl/rollout.py",
+        "rl/collector.py",
         "(step.next_obs, decision.memory)",
         "(step.next_obs, self.memory)",
         "tests/models/test_memory.py -k played_again",
     ),
     Mutant(
         "memory is not restored",
-        "rl/rollout.py",
+        "rl/collector.py",
         'forgotten(state["envs"]["memory"].to(goes_on.device), ~goes_on)',
         "collector.memory",
         "tests/run/test_resume.py -k memory",
@@ -302,7 +302,7 @@ MUTANTS = (
     ),
     Mutant(
         "noise starts again after a resume",
-        "rl/rollout.py",
+        "rl/collector.py",
         'self.num_steps.fill_(state["num_steps"])\n        self.envs.load',
         "self.envs.load",
         "tests/run/test_resume.py -k same_bits",

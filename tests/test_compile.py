@@ -19,6 +19,7 @@ from rl.envs.make import make_envs
 from rl.errors import UserError
 from rl.learners.ppo import Estimates, PPOConfig
 from rl.models.agent import Agent, Network
+from rl.models.linear import FEW_ROWS
 from rl.rollout import Rollout
 from rl.session import Session
 from tests import probes  # noqa: F401 (registers them)
@@ -26,9 +27,9 @@ from tests import probes  # noqa: F401 (registers them)
 CPU = torch.device("cpu")
 
 
-def collect(env_id: str, vectorization: str, execution: Execution) -> tuple[list[Rollout], Estimates]:
+def collect(env_id: str, vectorization: str, execution: Execution, num_envs: int) -> tuple[list[Rollout], Estimates]:
     """Two rollouts, and the estimates of the second."""
-    envs = make_envs(EnvConfig(env_id, num_envs=3, vectorization=vectorization))
+    envs = make_envs(EnvConfig(env_id, num_envs=num_envs, vectorization=vectorization))
     torch.manual_seed(3)
     policy = Agent(envs.spaces, Network(hidden_sizes=(8, 8), ortho_init=False))
     collector = make_collector(envs, policy, seed=1, first_env=0, execution=execution)
@@ -39,13 +40,16 @@ def collect(env_id: str, vectorization: str, execution: Execution) -> tuple[list
 
 
 @pytest.mark.parametrize(
-    ("env_id", "vectorization"), [("CustomEnv-v0", "tensor"), ("Pendulum-v1", "tensor"), ("CartPole-v1", "auto")]
+    ("env_id", "vectorization", "num_envs"),
+    [("CustomEnv-v0", "tensor", 3), ("Pendulum-v1", "tensor", FEW_ROWS + 1), ("CartPole-v1", "auto", 3)],
 )
-def test_compiled_rollouts_and_estimates_are_those_of_eager_ones(env_id: str, vectorization: str) -> None:
+def test_compiled_rollouts_and_estimates_are_those_of_eager_ones(
+    env_id: str, vectorization: str, num_envs: int
+) -> None:
     execution = Execution("compile")
     (rollouts, estimates), (eager_rollouts, eager_estimates) = (
-        collect(env_id, vectorization, execution),
-        collect(env_id, vectorization, Execution()),
+        collect(env_id, vectorization, execution, num_envs),
+        collect(env_id, vectorization, Execution(), num_envs),
     )
     for rollout, eager in zip(rollouts, eager_rollouts, strict=True):
         for name, field, expected in zip(Rollout._fields, tree.leaves(rollout), tree.leaves(eager), strict=False):
@@ -63,7 +67,7 @@ def test_compiled_rollouts_and_estimates_are_those_of_eager_ones(env_id: str, ve
     ("env_id", "num_envs", "network"),
     [
         pytest.param("MinAtar/Breakout-v1", 2, Network((8,), shared_encoder=True), id="few images"),
-        pytest.param("CustomEnv-v0", 17, Network((8,)), id="many environments"),
+        pytest.param("CustomEnv-v0", FEW_ROWS + 1, Network((8,)), id="many environments"),
         pytest.param("Recall-v0", 2, Network((8,), memory="gru", memory_size=4), id="memory"),
     ],
 )

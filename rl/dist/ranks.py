@@ -22,6 +22,8 @@ Rows = TypeVar("Rows")  # a tree of tensors [B, ...]
 # On the CPU an all-gather of few numbers takes two thirds of the time of an all-reduce: fewer messages wait for a core
 # (benchmarks/gradient_step.py).
 FEW = 2**18
+# The name from torch 2.13 on, which warns of the one before.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
 def choose_threads() -> None:
@@ -80,7 +82,7 @@ class Ranks:
             self.memory.combine(values, mean=True)
         elif values.device.type == "cpu" and self.size * len(values) <= FEW:
             gathered = values.new_empty(self.size, len(values))
-            dist.all_gather_into_tensor(gathered.flatten(), values, group=self.group)
+            _all_gather(gathered.flatten(), values, group=self.group)
             torch.mean(gathered, dim=0, out=values)
         else:
             dist.all_reduce(values, group=self.group)
@@ -119,7 +121,7 @@ class Ranks:
             return rows
         packed = pack(rows)
         gathered = packed.new_empty(self.size * len(packed), packed.shape[1])
-        dist.all_gather_into_tensor(gathered, packed, group=self.group)
+        _all_gather(gathered, packed, group=self.group)
         return unpack(gathered, rows)
 
 

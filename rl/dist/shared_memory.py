@@ -101,9 +101,9 @@ def share_memory(rank: int, size: int, group: dist.ProcessGroup | None) -> Share
     token = secrets.randbits(8 * TOKEN_BYTES - 1)
     file = _new_file(size, token) if rank == 0 and _functions() else -1
     mine = torch.tensor([os.getpid(), int(status_of(os.getpid()).started_at or 0), file, token])
-    everyone = mine.new_empty(size, len(mine))
-    dist.all_gather_into_tensor(everyone.flatten(), mine, group=group)
-    processes = [Process(*numbers) for numbers in everyone.tolist()]
+    everyone = [torch.empty_like(mine) for _ in range(size)]
+    dist.all_gather(everyone, mine, group=group)
+    processes = [Process(*numbers.tolist()) for numbers in everyone]
     memory = _open(processes[0], size) if _functions() else None
     can = torch.tensor([memory is not None and all(process.is_alive() for process in processes)]).long()
     dist.all_reduce(can, dist.ReduceOp.MIN, group=group)

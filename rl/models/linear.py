@@ -11,7 +11,7 @@ class Linear(nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         """Outputs [..., O] of features [..., F]."""
-        if torch.compiler.is_compiling() and self._has_few(features):
+        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and self._has_few(features):
             return (features.unsqueeze(-2) * self.weight).sum(-1) + self.bias
         return super().forward(features)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import FileWriter
 
 import rl.run.folder
 import train_torch
@@ -137,10 +137,10 @@ def test_a_disk_that_stays_full_ends_the_run(
 def test_trouble_with_the_log_ends_the_log_and_not_the_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def add_scalar(*args: object) -> None:
+    def add_summary(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(SummaryWriter, "add_scalar", add_scalar)
+    monkeypatch.setattr(FileWriter, "add_summary", add_summary)
     assert train(monkeypatch, "--total-timesteps", "384") == 0
     printed = capsys.readouterr()
     assert printed.err.count("note: logging stops here, the run goes on: [Errno 28] No space left on device") == 1
