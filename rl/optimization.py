@@ -22,11 +22,12 @@ from rl.compile import Execution
 from rl.dist.ranks import Ranks
 from rl.envs.masks import Mask
 from rl.envs.observations import Obs
-from rl.learners.learner import FRAME_BYTES, AnyLearner, Metrics, gradient_metrics
+from rl.learners.learner import AnyLearner, Metrics, gradient_metrics
 from rl.models.agent import Agent, Output, Weights, call_with
 
 BETAS = (0.9, 0.999)
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by Lightning's names
+LOOP_BYTES = 2**26  # of the minibatches of an update, which a loop over them needs all at once
 CACHE_BYTES = 2**19  # of a hidden layer's outputs, for a part: half of a core's L2 cache (docs/log.md)
 
 
@@ -177,10 +178,10 @@ class GradientStep:
         self.ranks.average(self.weights.gradient)
         return metrics | self.apply()
 
-    def takes_loops(self, samples: Any, num_rows: int) -> bool:
-        """Whether steps on minibatches of so many rows of these samples run as one compiled loop."""
-        row_bytes = sum(field[0].nbytes for field in tree.leaves(samples))
-        small = self._num_parts(samples.weight[:num_rows]) == 1 and row_bytes < FRAME_BYTES
+    def takes_loops(self, samples: Any, num_epochs: int, num_rows: int) -> bool:
+        """Whether all steps of these epochs, on minibatches of so many rows, run as one compiled loop."""
+        num_bytes = num_epochs * sum(field.nbytes for field in tree.leaves(samples))
+        small = self._num_parts(samples.weight[:num_rows]) == 1 and num_bytes <= LOOP_BYTES
         alone = self.ranks.size == 1 and self.scaler is None
         return self.compiles_loops and alone and small and samples.weight.dim() == 1
 

@@ -20,7 +20,6 @@ from rl.rollout import Rollout
 from rl.seeding import Shuffle
 
 Metrics = dict[str, Tensor]
-FRAME_BYTES = 4096  # of a row; copying larger ones all at once would take much memory
 
 
 class Estimates(Protocol):

@@ -13,7 +13,6 @@ from rl.envs.masks import Mask
 from rl.envs.observations import Obs
 from rl.errors import require
 from rl.learners.learner import (
-    FRAME_BYTES,
     Learner,
     LearnerConfig,
     Metrics,
@@ -31,6 +30,7 @@ from rl.rollout import Rollout
 from rl.seeding import Shuffle
 
 ADAPTED_RATES = (1e-5, 1e-2)
+FRAME_BYTES = 4096  # of a row; larger ones are not copied all at once, which would be faster
 
 
 class Estimates(NamedTuple):
