@@ -125,6 +125,8 @@ class Steps(NamedTuple):
 class GradientStep:
     """The programs' gradient step as one compiled or recorded function, or as two with an all-reduce between them.
 
+    On the CPU all steps of an update can be one compiled loop, where nothing happens between them (`Epochs`).
+
     On the CPU a large minibatch is split into parts whose activations fit in the cache, and the gradients of the parts
     are added up. What a loss computes over its minibatch (the standard deviation of the actor-critic's advantages, the
     scales of float8) is then computed over a part.

@@ -178,9 +178,11 @@ class Session:
 
     def _at_once(self, samples: Any) -> Epochs | None:
         """All minibatches of an update, where a compiled loop takes them."""
+        if self.step is None:
+            return None
         num_rows, num_epochs = len(samples.weight), self.learner.config.update_epochs
-        number = self.learner.num_at_once(num_rows) if self.step else 0
-        if self.step is None or number == 0 or not self.step.takes_loops(samples, num_epochs, num_rows // number):
+        number = self.learner.num_at_once(num_rows)
+        if number == 0 or not self.step.takes_loops(samples, num_epochs, num_rows // number):
             return None
         orders = torch.cat([self.shuffle.order(num_rows) for _ in range(num_epochs)])
         return Epochs(samples, orders.view(num_epochs * number, -1))

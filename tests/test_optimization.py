@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 import rl.optimization
+from rl import tree
 from rl.collector import make_collector
 from rl.compile import Execution, Mode
 from rl.dist.ranks import Ranks
@@ -18,7 +19,7 @@ from rl.envs.observations import vector
 from rl.envs.spaces import Spaces
 from rl.learners.ppo import PPOConfig, Rows
 from rl.models.agent import Agent, Network, Weights, call_with, weight_vector
-from rl.optimization import GradientStep, make_adam
+from rl.optimization import Epochs, GradientStep, make_adam
 from rl.seeding import Shuffle
 from tests import masked, seeing  # noqa: F401 (registers environments)
 from tests.ranks import in_ranks
@@ -91,6 +92,21 @@ def test_gradient_steps_are_those_of_autograd_and_adam(
     loss_metrics = LEARNER.loss(agent(kind), batches[0])[1]
     for name, value in loss_metrics.items():
         assert float(metrics[0][name]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("eager", "continuous"), ("compile", "discrete")])
+def test_a_loop_over_the_steps_of_an_update_takes_those_steps(mode: Mode, kind: str) -> None:
+    policy = agent(kind)
+    weights = Weights(policy)
+    step = GradientStep(LEARNER, policy, weights, make_adam(weights, 1e-2, fused=True), Ranks(), Execution(mode))
+    batches = minibatches(kind, 64)
+    samples = tree.cat(batches)
+    order = torch.randperm(len(samples.weight)).view(len(batches), -1)
+    metrics = step(Epochs(samples, order))
+    expected, norms = reference(kind, [tree.index(samples, rows) for rows in order])
+    assert torch.allclose(weights.vector, expected, atol=1e-4)
+    assert torch.equal(weight_vector(policy), weights.vector)
+    assert float(metrics["Info/grad_norm"]) == pytest.approx(sum(norms) / len(norms), rel=1e-3)
 
 
 def test_compiled_bf16_products_stay_near_those_of_fp32() -> None:

@@ -1,16 +1,19 @@
 """What a session assembles, and what it leaves behind."""
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from rl.config import Config
 from rl.dist.ranks import Ranks
 from rl.envs.config import EnvConfig
 from rl.envs.tensor_envs import TensorEnvs
-from rl.learners.ppo import PPOConfig, Rows
+from rl.learners.learner import Metrics
+from rl.learners.ppo import PPO, PPOConfig, Rows
 from rl.returns import gae
 from rl.session import Session, one_env
 
@@ -75,3 +78,38 @@ def test_later_epochs_learn_from_advantages_of_the_critic_of_that_time() -> None
         ).flatten()[order]
         torch.testing.assert_close(epoch.advantage, expected, rtol=1e-4, atol=1e-4)
         assert torch.equal(epoch.log_prob, rollout.log_prob.flatten()[order])
+
+
+class Stopping(PPO):
+    """A learner that may stop after any gradient step."""
+
+    def should_stop(self, metrics: Metrics, mean_over_ranks: Callable[[Tensor], Tensor]) -> bool:
+        return True
+
+
+def test_all_minibatches_of_a_compiled_update_come_at_once_with_the_rows_of_single_ones() -> None:
+    flags = PPOConfig(num_steps=6, num_minibatches=4, update_epochs=2)
+    config = Config(env=EnvConfig(num_envs=4, vectorization="tensor"), learner=flags, execution="compile")
+    samples = Rows(*torch.arange(24.0).repeat(7, 1))
+    with Session(config, "logs", config.device()) as session:
+        session.make_agent(Ranks(), "32-true")
+        session.start([])
+        assert len(list(session.minibatches(samples))) == 8  # for an eager step
+        session.compiled_step()
+        before = session.shuffle.state_dict()
+        (epochs,) = session.minibatches(samples)
+        session.shuffle.load_state_dict(before)
+        single = [batch for _ in range(2) for batch in session.learner.minibatches(samples, session.shuffle)]
+    assert [rows.tolist() for rows in epochs.rows] == [batch.obs.tolist() for batch in single]
+
+
+def test_minibatches_come_one_by_one_where_something_may_happen_between_them() -> None:
+    flags = PPOConfig(num_minibatches=4)
+    assert PPO(flags).num_at_once(24) == 4
+    assert PPO(flags).num_at_once(26) == 0  # the last ones are smaller
+    for learner in (
+        Stopping(flags),
+        PPO(replace(flags, target_kl=0.1)),
+        PPO(replace(flags, recompute_advantages=True)),
+    ):
+        assert learner.num_at_once(24) == 0
