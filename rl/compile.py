@@ -7,7 +7,8 @@ function once and replays them. There is one version of the code, so a mode chan
 To be compiled and recorded, a function must not read the numbers in its tensors (no `.item()`, no `if tensor`), must
 keep its shapes, and on a GPU must make no tensor from Python numbers. It may mutate only the tensors that its caller
 lists as `state`. Compiling takes seconds, so every function is compiled once for each signature of its arguments, on
-the first call, and without the guards by which `torch.compile` usually notices that something else has changed.
+the first call, and without the guards by which `torch.compile` usually notices that something else has changed. What
+cannot be compiled runs as it is, after a note: an environment may do what no compiler follows, a disk may be full.
 """
 
 import os
@@ -18,9 +19,13 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import CppCompileError
 
 from rl import tree
 from rl.compilers import compiler_missing, cxx
+from rl.errors import one_line
+from rl.reporting import note
 
 Mode = Literal["eager", "compile", "cudagraphs"]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -55,7 +60,7 @@ class Execution:
             fast = compiled(function, self.device) if compilable else function
             return _CudaGraph(fast, state) if self.mode == "cudagraphs" else fast
 
-        return cast(Function, _Specialized(make, self))
+        return cast(Function, _Specialized(make, function, self))
 
     def loop(self, function: Function) -> Function:
         """Compiles or records a function that scans over time and whose every step is a `part`.
@@ -64,16 +69,16 @@ class Execution:
         unrolled over time it would take minutes to compile.
         """
         if self.mode == "cudagraphs":
-            return cast(Function, _Specialized(lambda: _CudaGraph(function), self))
+            return cast(Function, _Specialized(lambda: _CudaGraph(function), function, self))
         if self.mode == "compile" and self.device.type == "cpu":
-            return cast(Function, _Specialized(lambda: compiled(function, self.device), self))
+            return cast(Function, _Specialized(lambda: compiled(function, self.device), function, self))
         return function
 
     def part(self, function: Function) -> Function:
         """Compiles what a loop does at every step, unless the loop is compiled as a whole."""
         if self.mode == "eager" or self.device.type == "cpu" or compiler_missing(self.device):
             return function
-        return cast(Function, _Specialized(lambda: compiled(function, self.device)))
+        return cast(Function, _Specialized(lambda: compiled(function, self.device), function))
 
 
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
@@ -103,10 +108,16 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
 
 
 class _Specialized:
-    """A function that `make` makes anew for each signature of its arguments; counts the seconds of first calls."""
+    """A function that `make` makes anew for each signature of its arguments; counts the seconds of first calls.
 
-    def __init__(self, make: Callable[[], Callable[..., Any]], execution: Execution | None = None) -> None:
+    Where what it makes cannot be compiled, it is the `plain` function.
+    """
+
+    def __init__(
+        self, make: Callable[[], Callable[..., Any]], plain: Callable[..., Any], execution: Execution | None = None
+    ) -> None:
         self.make = make
+        self.plain = plain
         self.execution = execution
         self.fast: dict[Any, Callable[..., Any]] = {}
 
@@ -117,11 +128,25 @@ class _Specialized:
             return self.fast[signature](*args)
         self.fast[signature] = self.make()
         began_at = time.perf_counter()
-        with torch._dynamo.config.patch(trace_autograd_ops=True):  # a gradient step calls autograd
-            result = self.fast[signature](*args)
+        try:
+            with torch._dynamo.config.patch(trace_autograd_ops=True):  # a gradient step calls autograd
+                result = self.fast[signature](*args)
+        except (TorchDynamoException, CppCompileError) as error:  # before anything has run
+            note(f"a part of this run is not compiled, which takes longer: {_reason(error)}")
+            self.fast[signature] = self.plain
+        if self.fast[signature] is self.plain:  # no longer inside `except`, so that an error stands for itself
+            result = self.plain(*args)
         if self.execution is not None:
             self.execution.compile_seconds += time.perf_counter() - began_at
         return result
+
+
+def _reason(error: Exception) -> str:
+    """Why something could not be compiled, in one line."""
+    cause = getattr(error, "inner_exception", error)
+    if isinstance(cause, CppCompileError):  # which quotes the command before what the compiler said
+        return one_line(next((line for line in cause.output.splitlines() if "error" in line), cause.output))
+    return one_line((str(cause).strip() or type(cause).__name__).splitlines()[0])
 
 
 class _CudaGraph:

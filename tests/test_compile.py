@@ -105,6 +105,35 @@ def test_a_function_is_compiled_once_and_is_not_taken_for_another() -> None:
     assert execution.compile_seconds == seconds
 
 
+def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    numbers = torch.arange(3.0)
+    halved = Execution("compile").step(lambda tensor: tensor * (0.5 if tensor.sum().item() > 0 else 1))
+    assert torch.equal(halved(numbers), numbers * 0.5) and torch.equal(halved(-numbers), -numbers)
+    note = capsys.readouterr().err
+    assert note.startswith("note: a part of this run is not compiled, which takes longer: ")
+    assert note.count("\n") == 1
+
+    # A compiler that passes the test at the start, and breaks down later.
+    compiler = tmp_path / "breaks"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *.cpp*) echo "error: disk full" >&2; exit 1;; esac\nexec g++ "$@"\n')
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert compiler_missing(CPU) is None
+    with torch._inductor.utils.fresh_cache():
+        doubled = Execution("compile").step(lambda tensor: tensor.sin() * 2)
+        assert torch.equal(doubled(numbers), numbers.sin() * 2)
+    assert capsys.readouterr().err == "note: a part of this run is not compiled, which takes longer: error: disk full\n"
+
+
+def test_an_error_in_what_is_compiled_is_that_of_the_plain_function() -> None:
+    multiplied = Execution("compile").step(lambda tensor: tensor @ torch.ones(4))
+    with pytest.raises(RuntimeError, match="size mismatch") as raised:
+        multiplied(torch.ones(2, 3))
+    assert type(raised.value) is RuntimeError and raised.value.__context__ is None
+
+
 def test_eager_functions_are_themselves() -> None:
     execution = Execution()
     assert execution.step(abs) is execution.loop(abs) is execution.part(abs) is abs
@@ -183,7 +212,7 @@ def test_a_specialised_function_minds_all_that_it_may_depend_on() -> None:
         made.append(1)
         return lambda tensor: tensor
 
-    function, tensor = _Specialized(make), torch.zeros(3)
+    function, tensor = _Specialized(make, make()), torch.zeros(3)
     calls: list[tuple[torch.Tensor, str | None]] = [(tensor, None), (torch.ones(3, requires_grad=True), None)]
     calls += [(tensor.to("meta"), None), (tensor, "cpu"), (tensor, "cuda"), (tensor.double(), None)]
     calls += [(torch.zeros(2, 3), None), (torch.zeros(3, 2).T, None)]
@@ -194,7 +223,7 @@ def test_a_specialised_function_minds_all_that_it_may_depend_on() -> None:
                 torch.set_autocast_enabled(autocast or "cpu", autocast is not None)
             function(argument)
             torch.set_autocast_enabled(autocast or "cpu", False)
-    assert len(made) == len(calls)
+    assert len(made) == 1 + len(calls)
 
 
 def test_each_rank_records_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
