@@ -125,7 +125,8 @@ class Steps(NamedTuple):
 class GradientStep:
     """The programs' gradient step as one compiled or recorded function, or as two with an all-reduce between them.
 
-    On the CPU all steps of an update can be one compiled loop, where nothing happens between them (`Epochs`).
+    On the CPU all steps of an update can be one compiled loop, where nothing happens between them (`Epochs`) but an
+    average over ranks that share memory.
 
     On the CPU a large minibatch is split into parts whose activations fit in the cache, and the gradients of the parts
     are added up. What a loss computes over its minibatch (the standard deviation of the actor-critic's advantages, the
@@ -166,7 +167,8 @@ class GradientStep:
     def __call__(self, minibatch: Any) -> Metrics:
         """Takes a step on a minibatch [b, ...], or all steps of `Epochs`; returns the metrics, or their means."""
         if isinstance(minibatch, Epochs):
-            return self.loop(minibatch)
+            with self.ranks.telling():
+                return self.loop(minibatch)
         num_parts = self._num_parts(minibatch.weight)
         if num_parts == 1 and self.ranks.size == 1 and self.scaler is None:
             return self.whole(minibatch)
@@ -184,8 +186,8 @@ class GradientStep:
         """Whether all steps of these epochs, on minibatches of so many rows, run as one compiled loop."""
         num_bytes = num_epochs * sum(field.nbytes for field in tree.leaves(samples))
         small = self._num_parts(samples.weight[:num_rows]) == 1 and num_bytes <= LOOP_BYTES
-        alone = self.ranks.size == 1 and self.scaler is None
-        return self.compiles_loops and alone and small and samples.weight.dim() == 1
+        fits = self.compiles_loops and self.scaler is None and samples.weight.dim() == 1 and small
+        return fits and self.ranks.average_in_loops(self.weights.gradient)
 
     def _num_parts(self, weight: Tensor) -> int:
         if weight.device.type != "cpu":
@@ -244,7 +246,7 @@ class GradientStep:
         def step(before: Trained, *fields: Tensor) -> tuple[Trained, Steps]:
             now = tree.map(torch.clone, before)
             gradient, metrics = self._gradient(now.vector, tree.rebuilt(minibatches, fields), self.one)
-            return now, Steps(metrics | self._descend(now, gradient))
+            return now, Steps(metrics | self._descend(now, self.ranks.averaged(gradient)))
 
         after, steps = tree.scan(step, self.trained, tuple(tree.leaves(minibatches)), Steps)
         for tensor, value in zip(self.trained, after, strict=True):

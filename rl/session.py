@@ -181,8 +181,9 @@ class Session:
         if self.step is None:
             return None
         num_rows, num_epochs = len(samples.weight), self.learner.config.update_epochs
-        number = self.learner.num_at_once(num_rows)
-        if number == 0 or not self.step.takes_loops(samples, num_epochs, num_rows // number):
+        num_own, left = divmod(num_rows, self.shuffle.num_parts)
+        number = 0 if left else self.learner.num_at_once(num_own)  # all ranks come to the same
+        if number == 0 or not self.step.takes_loops(samples, num_epochs, num_own // number):
             return None
         orders = torch.cat([self.shuffle.order(num_rows) for _ in range(num_epochs)])
         return Epochs(samples, orders.view(num_epochs * number, -1))

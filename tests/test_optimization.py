@@ -17,6 +17,7 @@ from rl.envs.config import EnvConfig
 from rl.envs.make import make_envs
 from rl.envs.observations import vector
 from rl.envs.spaces import Spaces
+from rl.errors import LostRankError
 from rl.learners.ppo import PPOConfig, Rows
 from rl.models.agent import Agent, Network, Weights, call_with, weight_vector
 from rl.optimization import Epochs, GradientStep, make_adam
@@ -94,19 +95,43 @@ def test_gradient_steps_are_those_of_autograd_and_adam(
         assert float(metrics[0][name]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), name
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("eager", "continuous"), ("compile", "discrete")])
-def test_a_loop_over_the_steps_of_an_update_takes_those_steps(mode: Mode, kind: str) -> None:
-    policy = agent(kind)
+SAMPLES = {kind: tree.cat(minibatches(kind, 64)) for kind in SPACES}
+ORDER = torch.randperm(256, generator=torch.Generator().manual_seed(3)).view(4, 64)
+
+
+def looped(mode: Mode, kind: str, *, fails: bool = False) -> tuple[Tensor, float]:
+    """The weights and the mean norm of gradients after a loop, of whose minibatches every rank has its part."""
+    policy, ranks = agent(kind), Ranks.of()
     weights = Weights(policy)
-    step = GradientStep(LEARNER, policy, weights, make_adam(weights, 1e-2, fused=True), Ranks(), Execution(mode))
-    batches = minibatches(kind, 64)
-    samples = tree.cat(batches)
-    order = torch.randperm(len(samples.weight)).view(len(batches), -1)
-    metrics = step(Epochs(samples, order))
-    expected, norms = reference(kind, [tree.index(samples, rows) for rows in order])
-    assert torch.allclose(weights.vector, expected, atol=1e-4)
-    assert torch.equal(weight_vector(policy), weights.vector)
-    assert float(metrics["Info/grad_norm"]) == pytest.approx(sum(norms) / len(norms), rel=1e-3)
+    step = GradientStep(LEARNER, policy, weights, make_adam(weights, 1e-2, fused=True), ranks, Execution(mode))
+    assert step.takes_loops(SAMPLES[kind], 1, 64) == (mode == "compile")
+    epochs = Epochs(SAMPLES[kind], ORDER.view(4, ranks.size, -1)[:, ranks.rank])
+    metrics = step(epochs)
+    learned = weights.vector.detach().clone()
+    assert torch.equal(weight_vector(policy), learned)
+    if fails and ranks.rank == 0:
+        assert ranks.memory is not None
+        ranks.memory.timeout_seconds = 0.1
+        with pytest.raises(LostRankError, match="rank 1 of its group has not come in"):
+            step(epochs)
+        assert torch.equal(weights.vector, learned)
+    return learned, float(metrics["Info/grad_norm"])
+
+
+def test_a_loop_over_the_steps_of_an_update_takes_those_steps(tmp_path: Path) -> None:
+    for kind, results in {
+        "continuous": [looped("eager", "continuous")],
+        "discrete": in_ranks(looped_in_ranks, 2, tmp_path),
+    }.items():
+        expected, norms = reference(kind, [tree.index(SAMPLES[kind], rows) for rows in ORDER])
+        for learned, norm in results:
+            assert torch.allclose(learned, expected, atol=1e-4)
+            assert norm == pytest.approx(sum(norms) / len(norms), rel=1e-3)
+        assert torch.equal(results[0][0], results[-1][0])
+
+
+def looped_in_ranks() -> tuple[Tensor, float]:
+    return looped("compile", "discrete", fails=True)
 
 
 def test_compiled_bf16_products_stay_near_those_of_fp32() -> None:

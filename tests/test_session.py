@@ -15,6 +15,7 @@ from rl.envs.tensor_envs import TensorEnvs
 from rl.learners.learner import Metrics
 from rl.learners.ppo import PPO, PPOConfig, Rows
 from rl.returns import gae
+from rl.seeding import Shuffle
 from rl.session import Session, one_env
 
 
@@ -87,7 +88,8 @@ class Stopping(PPO):
         return True
 
 
-def test_all_minibatches_of_a_compiled_update_come_at_once_with_the_rows_of_single_ones() -> None:
+@pytest.mark.parametrize("num_parts", [1, 2, 7])
+def test_all_minibatches_of_a_compiled_update_come_at_once_with_the_rows_of_single_ones(num_parts: int) -> None:
     flags = PPOConfig(num_steps=6, num_minibatches=4, update_epochs=2)
     config = Config(env=EnvConfig(num_envs=4, vectorization="tensor"), learner=flags, execution="compile")
     samples = Rows(*torch.arange(24.0).repeat(7, 1))
@@ -96,10 +98,15 @@ def test_all_minibatches_of_a_compiled_update_come_at_once_with_the_rows_of_sing
         session.start([])
         assert len(list(session.minibatches(samples))) == 8  # for an eager step
         session.compiled_step()
+        session.shuffle = Shuffle(1, 0, num_parts, shared=True)
         before = session.shuffle.state_dict()
+        if num_parts == 7:  # which have not all the same number of rows
+            assert len(list(session.minibatches(samples))) == 8
+            return
         (epochs,) = session.minibatches(samples)
         session.shuffle.load_state_dict(before)
         single = [batch for _ in range(2) for batch in session.learner.minibatches(samples, session.shuffle)]
+    assert len(single[0].obs) == 6 / num_parts
     assert [rows.tolist() for rows in epochs.rows] == [batch.obs.tolist() for batch in single]
 
 

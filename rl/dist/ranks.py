@@ -88,6 +88,18 @@ class Ranks:
             dist.all_reduce(values, group=self.group)
             values /= self.size
 
+    def average_in_loops(self, like: Tensor) -> bool:
+        """Whether `averaged` takes such a vector, which all ranks ask together."""
+        return self.size == 1 or (may_share(like, self.size) and self.memory is not None)
+
+    def averaged(self, values: Tensor) -> Tensor:
+        """The elementwise mean of every rank's vector, also within a compiled loop, which `average` would end."""
+        return values if self.size == 1 or self.memory is None else self.memory.averaged(values)
+
+    def telling(self) -> contextlib.AbstractContextManager[None]:
+        """Says in what runs such a loop why an average has failed."""
+        return contextlib.nullcontext() if self.size == 1 or self.memory is None else self.memory.telling()
+
     def average_in_backward(self, module: nn.Module, gradient: Tensor) -> None:
         """Lets DDP average a small module's gradient as `average` does, if the ranks share memory."""
         for part in module.modules():

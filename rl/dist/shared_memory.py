@@ -8,12 +8,14 @@ The memory is a file without a name, so it is gone with the last process that ha
 times a second whether the others are alive, and lets Python handle signals.
 """
 
+import contextlib
 import ctypes
 import functools
 import mmap
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -68,6 +70,9 @@ class SharedMemory:
         size = len(processes)
         spins = SPINS if size <= num_cores() else 0
         self.meeting = Meeting(ctypes.addressof(self.start), TABLE_BYTES, rank, size, spins, 0)
+        self.number = len(_memories)
+        self.failure: BaseException | None = None  # of the operator
+        _memories.append(self)
 
     def combine(self, values: Tensor, *, mean: bool) -> None:
         """Replaces every rank's values by the elementwise sum or mean of all.
@@ -83,6 +88,41 @@ class SharedMemory:
                 raise LostRankError(f"process {dead[0]} has died")
             if time.monotonic() - began_at > self.timeout_seconds:
                 raise LostRankError(f"rank {late} of its group has not come in {self.timeout_seconds:g} s")
+
+    def averaged(self, values: Tensor) -> Tensor:
+        """The elementwise mean of every rank's values; an operator that compiled code calls."""
+        mean: Tensor = torch.ops.rl.averaged(values, self.number)
+        return mean
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Raises what the operator has raised, of which compiled code tells only that it has failed."""
+        try:
+            yield
+        except RuntimeError:
+            if self.failure is not None:
+                raise self.failure from None
+            raise
+
+
+_memories: list[SharedMemory] = []  # by the number that the operator is given
+
+
+def _averaged(values: Tensor, number: int) -> Tensor:
+    mean = values.clone()
+    try:
+        _memories[number].combine(mean, mean=True)
+    except BaseException as error:
+        _memories[number].failure = error
+        raise
+    return mean
+
+
+# Defined by hand, it is called in 6 µs; one that `torch.library.custom_op` makes takes 14.
+_library: Any = torch.library.Library("rl", "DEF")  # type: ignore[no-untyped-call]
+_library.define("averaged(Tensor values, int number) -> Tensor")
+_library.impl("averaged", _averaged, "CPU")
+_library.impl("averaged", lambda values, number: torch.empty_like(values), "Meta")
 
 
 def may_share(values: Tensor, size: int) -> bool:
