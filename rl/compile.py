@@ -131,7 +131,9 @@ class _Specialized:
         try:
             with torch._dynamo.config.patch(trace_autograd_ops=True):  # a gradient step calls autograd
                 result = self.fast[signature](*args)
-        except (TorchDynamoException, CppCompileError) as error:  # before anything has run
+        except Exception as error:
+            if not _is_of_compiler(error):
+                raise
             note(f"a part of this run is not compiled, which takes longer: {_reason(error)}")
             self.fast[signature] = self.plain
         if self.fast[signature] is self.plain:  # no longer inside `except`, so that an error stands for itself
@@ -139,6 +141,12 @@ class _Specialized:
         if self.execution is not None:
             self.execution.compile_seconds += time.perf_counter() - began_at
         return result
+
+
+def _is_of_compiler(error: Exception) -> bool:
+    """Whether something could not be compiled, so that nothing of it has run."""
+    traced = hasattr(error, "real_stack")  # torch's note of where it was in the function that it traced
+    return traced or isinstance(error, TorchDynamoException | CppCompileError)
 
 
 def _reason(error: Exception) -> str:

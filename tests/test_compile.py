@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -114,6 +115,17 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(
     note = capsys.readouterr().err
     assert note.startswith("note: a part of this run is not compiled, which takes longer: ")
     assert note.count("\n") == 1
+
+    # torch 2.13 fails to trace a gradient through a scan, with an error that is none of its compiler's own.
+    class Sum(NamedTuple):
+        value: torch.Tensor
+
+    def last(start: torch.Tensor) -> torch.Tensor:
+        return tree.scan(lambda sum, x: (Sum(sum.value + x), Sum(sum.value)), Sum(start), (numbers,), Sum)[0].value
+
+    slope = Execution("compile").step(torch.func.grad(last))
+    assert float(slope(torch.ones(()))) == 1
+    assert "is not compiled" in capsys.readouterr().err
 
     # A compiler that passes the test at the start, and breaks down later.
     compiler = tmp_path / "breaks"
