@@ -6,6 +6,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports below prints no tracebac
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
@@ -26,7 +27,7 @@ from rl.learners.learner import Metrics
 from rl.run.control import ASKED
 from rl.run.folder import join_ranks
 from rl.run.loggers import make_loggers
-from rl.run.orders import follow, order_of
+from rl.run.orders import COMPILED, follow, order_of
 from rl.session import Session, one_env
 from train_fabric import eager_step, precision_flag, precision_of, told_to_fabric
 
@@ -39,6 +40,7 @@ TRAINER_METRICS = (
     "Info/grad_norm",
     "Time/trainer_wait_seconds",
     "Time/learn_seconds",
+    COMPILED,
     *ASKED,
 )
 PROGRAM = "fabric_decoupled_logs"  # the folder of its runs, below --log-dir
@@ -66,8 +68,11 @@ def player(config: DecoupledConfig) -> None:
         learner = session.learner
 
         def take_weights() -> None:
+            began_at = time.perf_counter()
             with run.timed("player_wait"):
                 metrics = exchange.receive_weights()
+            # Of the seconds for which trainers compiled, speed leaves out those that were waited for.
+            session.execution.compile_seconds += min(metrics.pop(COMPILED), time.perf_counter() - began_at)
             run.control.from_trainers({name: metrics.pop(name) for name in ASKED})
             run.record(metrics)
 

@@ -6,6 +6,8 @@ from rl.exchange import Exchange, Order
 from rl.learners.learner import Samples
 from rl.run.run import Run
 
+COMPILED = "Time/trainer_compile_seconds"  # in this update
+
 
 def order_of(run: Run, done: float) -> Order:
     """What the player, after `done` of the run, orders for the end of this update, whose rollout it has collected."""
@@ -25,13 +27,14 @@ def follow(run: Run, exchange: Exchange) -> Iterator[Samples]:
     run.signals.in_loop = True
     ended = run.step >= run.last_step
     while not ended:
+        compiled_before = run.execution.compile_seconds
         with run.timed("trainer_wait"):
             samples, order = exchange.receive_rows()
         run.anneal(order.done)
         yield samples
         run.learning_rate.adapt()
         run.update += 1
-        means = run.averages.take()
+        means = run.averages.take() | {COMPILED: run.execution.compile_seconds - compiled_before}
         run.control.read()
         exchange.send_weights(means | run.control.for_player())
         run.obey(order.save == 1, order.stop)

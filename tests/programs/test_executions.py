@@ -46,7 +46,11 @@ def test_a_compiled_player_and_trainer_learn_in_bf16() -> None:
     succeeded(decoupled(*arguments, ranks=2, options=("--precision=16-mixed",)))
     # Which Fabric takes for fp16 on a CPU.
     assert json.loads((run_folder("fabric_decoupled_logs") / "config.json").read_text())["precision"] == "bf16-mixed"
-    assert scalars(run_folder("fabric_decoupled_logs"))["Rewards/rew_avg"][-1][1] >= 190
+    log = scalars(run_folder("fabric_decoupled_logs"))
+    assert log["Rewards/rew_avg"][-1][1] >= 190
+    # Of the seconds that the player waited for a trainer that compiled, its speed knows nothing.
+    (steps, speed), (_, waited) = log["Time/step_per_second"][0], log["Time/player_wait_seconds"][0]
+    assert speed > steps / waited and log["Time/compile_seconds"][-1][1] > waited / 2
 
 
 def test_the_environment_of_the_docs_is_learned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
