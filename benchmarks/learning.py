@@ -29,6 +29,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 RECALL = "--memory gru --memory-size 64 --hidden-sizes 64 --num-envs 64 --num-steps 32 --num-minibatches 4"
 RECALL += " --update-epochs 4 --learning-rate 2e-3 --gamma 0.5"
+TMAZE = "--memory gru --num-envs 64 --num-steps 64 --num-minibatches 8 --update-epochs 4 --learning-rate 1e-3"
+TMAZE += " --ent-coef 0.01 --total-timesteps 500000 --eval-episodes 100"
 MILLION = "--total-timesteps 1000000 --eval-episodes 20"
 TASKS = {
     "halfcheetah": f"--env-id HalfCheetah-v5 {MILLION}",
@@ -57,8 +59,8 @@ TASKS = {
     "cartpole-novel-none": "--env-id CartPoleNoVel-v1 --memory none --eval-episodes 20",
     "recall-4": f"--env-id Recall-v0 {RECALL} --total-timesteps 500000 --eval-episodes 100",
     "recall-16": f"--env-id Recall-v0 --env-kwargs delay=16 {RECALL} --total-timesteps 2000000 --eval-episodes 100",
-    "tmaze-50": "--env-id TMaze-v0 --memory gru --num-envs 64 --num-steps 64 --num-minibatches 8 --update-epochs 4"
-    " --learning-rate 1e-3 --ent-coef 0.01 --total-timesteps 2000000 --eval-episodes 100",
+    "tmaze-50": f"--env-id TMaze-v0 --memory-span 64 {TMAZE}",
+    "tmaze-50-plain": f"--env-id TMaze-v0 {TMAZE}",
     "cartpole-one-player": "--env-id CartPole-v1 --num-envs 16 --num-minibatches 16",
     # The settings of the example that these programs grew from.
     "cartpole-example": "--config none --env-id CartPole-v1 --num-envs 4 --num-steps 128 --num-minibatches 8"

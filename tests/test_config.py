@@ -26,7 +26,7 @@ FLAGS = [
     "eval_episodes", "eval_every", "execution",
     "exp_name", "fp8", "gae_lambda", "gamma", "hidden_sizes", "keep_best", "keep_checkpoints",
     "learning_rate", "log_dir", "log_std_init", "logger", "max_eval_steps", "max_grad_norm", "max_replay_steps",
-    "memory", "memory_size",
+    "memory", "memory_size", "memory_span",
     "normalize_advantages", "normalize_obs", "normalize_reward", "num_envs", "num_minibatches", "num_steps",
     "num_workers",
     "ortho_init", "per_rank_batch_size", "precision", "quiet", "rank_timeout", "recompute_advantages",

@@ -56,6 +56,9 @@ class Network:
     critic have one each, unless they share all layers but the last."""
     memory_size: int = 128
     """Number of units of a recurrent layer."""
+    memory_span: int = 1
+    """Number of steps for which the units remember at first: longer than what has to be remembered, where that is more
+    than some ten steps. With 1 a memory halves at each step."""
     normalize_obs: bool = False
     """Shift and scale observations to mean 0 and standard deviation 1, as measured so far on all ranks."""
     normalize_reward: bool = False
@@ -70,6 +73,7 @@ class Network:
             require(size <= LARGEST_WIDTH, "--hidden-sizes", size, f"must be at most {LARGEST_WIDTH:,}")
         fits = 1 <= self.memory_size <= LARGEST_WIDTH
         require(fits, "--memory-size", self.memory_size, f"must lie between 1 and {LARGEST_WIDTH:,}")
+        require(self.memory_span >= 1, "--memory-span", self.memory_span, "must be at least 1")
         if self.shared_encoder and self.actor_keys != self.critic_keys:
             raise UserError("--shared-encoder: actor and critic see different keys; use --no-shared-encoder")
         low, high = LOG_STD_BOUNDS
@@ -96,7 +100,8 @@ class Agent(nn.Module):
         self.memory: Recurrent | None = None
         if network.memory != "none":
             num_encoders = 1 if network.shared_encoder else 2
-            self.memory = Recurrent(network.memory, width, network.memory_size, num_encoders=num_encoders)
+            size, span = network.memory_size, network.memory_span
+            self.memory = Recurrent(network.memory, width, size, num_encoders=num_encoders, span=span)
             width = network.memory_size
         self.actor = Linear(width, actions.num_outputs)
         self.critic = Linear(width, 1)
@@ -111,6 +116,8 @@ class Agent(nn.Module):
         self.log_std = nn.Parameter(torch.full((num_real,), network.log_std_init)) if num_real else None
         if network.ortho_init:
             self._init_orthogonally()
+        if self.memory is not None:
+            self.memory.init(orthogonal=network.ortho_init)
 
     def forward(self, obs: Obs, mask: Mask = (), *past: Tensor) -> Output:
         """The distribution over actions and the value [...] at observations [..., *shape], both in float32.
@@ -169,8 +176,6 @@ class Agent(nn.Module):
                 nn.init.orthogonal_(module.weight, gain)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        if self.memory is not None:
-            self.memory.init_orthogonally()
 
 
 def bounded(log_std: Tensor) -> Tensor:

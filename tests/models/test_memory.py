@@ -23,7 +23,7 @@ from rl.learners.actor_critic import ActorCriticConfig
 from rl.learners.ppo import PPOConfig
 from rl.learners.reinforce import ReinforceConfig
 from rl.models.agent import Agent, Network
-from rl.models.memory import Recurrent
+from rl.models.memory import Recurrent, stepped
 from rl.rollout import Rollout
 from rl.run.checkpoint import content_of, write_checkpoint
 from rl.session import Session
@@ -75,6 +75,27 @@ def test_outputs_and_gradients_of_pieces_are_those_of_torchs_cells_where_episode
     ]
     for one, other in (*zip(ours, theirs, strict=True), *zip(*gradients, strict=True)):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+@KINDS
+def test_units_remember_at_first_for_as_many_steps_as_are_asked_for(kind: str) -> None:
+    for span in (1, 100):
+        memory = Agent(SPACES, Network((8,), memory=kind, memory_size=500, memory_span=span)).memory
+        assert memory is not None
+        cell = memory.cells[0]
+        ones = torch.ones(1, 500)
+        with torch.no_grad():
+            cell.weight_ih.zero_()
+            cell.weight_hh.zero_()
+            kept = stepped(cell, torch.zeros(1, 8), [ones] * memory.parts)[-1]
+            steps = 1 / (1 - kept)  # until 1/e is left, about
+            if span == 1:
+                assert torch.equal(kept, ones / 2)
+            else:  # evenly from 2 to 100
+                assert 2 <= steps.min() < 4 < 98 < steps.max() <= 100.1 and 47 < steps.mean() < 55
+            if kind == "lstm":  # lets in what it does not keep
+                cell.bias_ih[1000:1500] = 100.0
+                assert torch.allclose(stepped(cell, torch.zeros(1, 8), [ones] * 2)[-1], ones)
 
 
 @KINDS
