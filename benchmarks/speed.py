@@ -12,6 +12,7 @@ the first fifth of our run.
 
 import itertools
 import json
+import math
 import statistics
 import sys
 import time
@@ -33,8 +34,8 @@ SB3 = f"{sys.executable} {ROOT}/benchmarks/peers/sb3_ppo.py"
 class Arguments:
     """Runs this project and its peers in turn."""
 
-    suites: list[Literal["peers", "ranks", "envs", "hidden", "solved", "gpu"]] = field(
-        default_factory=lambda: ["peers", "ranks", "envs", "hidden", "solved"]
+    suites: list[Literal["peers", "simulators", "ranks", "envs", "hidden", "solved", "gpu"]] = field(
+        default_factory=lambda: ["peers", "simulators", "ranks", "envs", "hidden", "solved"]
     )
     """Sets of cases to measure."""
     cases: str = ""
@@ -77,6 +78,7 @@ def ours(problem: Problem, way: Way) -> dict[str, Any]:
         *("--learning-rate", "1e-3", "--gamma", "0.99", "--ent-coef", "0.01"),
         *("--config", "none", "--shared-encoder" if way.shared else "--no-shared-encoder"),
         *(("--cuda",) if way.cuda else ()),
+        *(("--encoder", "mlp") if problem.env == "breakout" else ()),
     ]
     scalars, _ = run_program(
         "train_fabric.py",
@@ -97,7 +99,8 @@ def ours(problem: Problem, way: Way) -> dict[str, Any]:
         itertools.accumulate(scalars["Count/episodes"][-len(recent) :]),
         strict=True,
     )
-    solved = next((step for step, value, number in points if number >= 100 and value >= SOLVED_AT[problem.env]), None)
+    goal = SOLVED_AT.get(problem.env, math.inf)
+    solved = next((step for step, value, number in points if number >= 100 and value >= goal), None)
     result = {
         "steps_per_s": sum(steps[warm:]) / sum(seconds[warm:]),
         "collect_share": collect / (collect + learn),
@@ -235,7 +238,7 @@ def main(arguments: Arguments) -> None:
             print(row(case, results, matrix_product_flops(case.way)), flush=True)
         everything[suite] = [asdict(case) | {"runs": runs} for case, runs in zip(cases, found, strict=True)]
         (arguments.output / "speed.json").write_text(json.dumps(everything, indent=1))
-        if suite != "peers":  # its problems are not points of one curve
+        if suite not in ("peers", "simulators"):  # whose problems are not points of one curve
             draw(suite, list(zip(cases, found, strict=True)), arguments.output)
 
 

@@ -3,8 +3,20 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-ENV_IDS = {"custom": "CustomEnv-v0", "cartpole": "CartPole-v1"}
-SIZES = {"custom": (2, 2), "cartpole": (4, 2)}  # of the observation, and number of actions
+EnvName = Literal["custom", "cartpole", "halfcheetah", "breakout"]
+ENV_IDS: dict[EnvName, str] = {
+    "custom": "CustomEnv-v0",
+    "cartpole": "CartPole-v1",
+    "halfcheetah": "HalfCheetah-v5",
+    "breakout": "MinAtar/Breakout-v1",
+}
+# Sizes of the observation and of the distribution over actions.
+SIZES: dict[EnvName, tuple[int, int]] = {
+    "custom": (2, 2),
+    "cartpole": (4, 2),
+    "halfcheetah": (17, 6),
+    "breakout": (400, 3),
+}
 SOLVED_AT = {"custom": 195.0, "cartpole": 475.0}
 
 
@@ -12,7 +24,7 @@ SOLVED_AT = {"custom": 195.0, "cartpole": 475.0}
 class Problem:
     """What this project and its peers train."""
 
-    env: Literal["custom", "cartpole"] = "custom"
+    env: EnvName = "custom"
     num_envs: int = 64
     num_steps: int = 128
     minibatches: int = 4
@@ -71,6 +83,22 @@ SUITES: dict[str, list[Case]] = {
             PYTHON_CARTPOLE,
             replace(TWO_RANKS, vectorization="native"),
             goal="8,000 steps/s",
+        ),
+    ],
+    "simulators": [  # each in the form of ours that is fastest, and in that of theirs
+        Case(
+            "HalfCheetah, 8, batch 64",
+            Problem("halfcheetah", 8, num_steps=256, minibatches=32, epochs=10, total_timesteps=100_000),
+            Way(vectorization="sync"),
+            ("sb3",),
+            "3x sb3",
+        ),
+        Case(
+            "Breakout of MinAtar, 64, on the flat picture",
+            Problem("breakout", 64, minibatches=8, total_timesteps=500_000),
+            Way(),
+            ("sb3",),
+            "3x sb3",
         ),
     ],
     "ranks": [

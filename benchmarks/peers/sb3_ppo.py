@@ -4,9 +4,10 @@ python benchmarks/peers/sb3_ppo.py --env custom --num-envs 64
 """
 
 import json
+import math
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 import tyro
@@ -16,15 +17,22 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 import rl  # noqa: F401 (registers CustomEnv-v0)
+from rl.envs.families import register_family
 
-ENV_IDS = {"custom": "CustomEnv-v0", "cartpole": "CartPole-v1"}
+# As in speed_cases.py, which stable-baselines3's environment does not need.
+ENV_IDS = {
+    "custom": "CustomEnv-v0",
+    "cartpole": "CartPole-v1",
+    "halfcheetah": "HalfCheetah-v5",
+    "breakout": "MinAtar/Breakout-v1",
+}
 
 
 @dataclass
 class Arguments:
     """Trains stable-baselines3's PPO and measures its speed."""
 
-    env: Literal["custom", "cartpole"] = "custom"
+    env: Literal["custom", "cartpole", "halfcheetah", "breakout"] = "custom"
     num_envs: int = 64
     num_steps: int = 128
     minibatches: int = 4
@@ -33,6 +41,18 @@ class Arguments:
     total_timesteps: int = 200_000
     solved_at: float = float("inf")
     """Mean return of the last 100 episodes at which training stops."""
+
+
+class Numbers(gym.ObservationWrapper[Any, Any, Any]):
+    """Flat observations in float32."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        assert env.observation_space.shape is not None
+        self.observation_space = gym.spaces.Box(0.0, 1.0, (math.prod(env.observation_space.shape),))
+
+    def observation(self, observation: Any) -> Any:
+        return observation.astype("float32").reshape(-1)
 
 
 class Clock(BaseCallback):
@@ -55,7 +75,11 @@ class Clock(BaseCallback):
 
 def main(arguments: Arguments) -> None:
     """Trains, evaluates, and prints the line."""
-    envs = make_vec_env(lambda: gym.make(ENV_IDS[arguments.env]), n_envs=arguments.num_envs, seed=1)
+    env_id = ENV_IDS[arguments.env]
+    register_family(env_id)
+    # Flat pictures, of which their policy takes no booleans.
+    wrapper = Numbers if arguments.env == "breakout" else None
+    envs = make_vec_env(lambda: gym.make(env_id), n_envs=arguments.num_envs, seed=1, wrapper_class=wrapper)
     model = PPO(
         "MlpPolicy",
         envs,
