@@ -99,6 +99,9 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
         # Checking guards takes longer than a small gradient step; `_Specialized` checks what can change.
         "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
     }
+    if torch.__version__ >= "2.13":
+        # Takes what is compiled from the cache also where it has loops, whose bodies are part of the cache's key.
+        options["unsafe_marked_cacheable_functions"] = {"torch.ops.higher_order.scan": torch.__version__}
     if "CXX" in os.environ:
         options["cpp.cxx"] = (None, cxx())
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT" and platform.machine() == "x86_64":

@@ -106,6 +106,34 @@ def test_a_function_is_compiled_once_and_is_not_taken_for_another() -> None:
     assert execution.compile_seconds == seconds
 
 
+class Sum(NamedTuple):
+    value: torch.Tensor
+
+
+def test_loops_come_from_the_cache_if_their_bodies_and_what_they_close_over_are_the_same() -> None:
+    start, numbers = torch.tensor(2.0), torch.arange(1.0, 5)
+
+    def looped(operation: Callable[..., torch.Tensor], factor: float) -> tuple[float, int]:
+        """What a loop with this operation gives, and how often the cache had it."""
+
+        def step(before: Sum, number: torch.Tensor) -> tuple[Sum, Sum]:
+            after = Sum(operation(before.value, factor * number))
+            return after, after
+
+        def loop(start: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+            return tree.scan(step, Sum(start), (numbers,), Sum)[0].value
+
+        torch._dynamo.utils.counters.clear()
+        value = Execution("compile").loop(loop)(start, numbers)
+        return float(value), torch._dynamo.utils.counters["inductor"]["fxgraph_cache_hit"]
+
+    with torch._inductor.utils.fresh_cache():
+        assert looped(torch.add, 1.0) == (12, 0)
+        assert looped(torch.sub, 1.0) == (-8, 0)
+        assert looped(torch.add, 2.0) == (22, 0)
+        assert looped(torch.add, 1.0) == (12, torch.__version__ >= "2.13")
+
+
 def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -117,9 +145,6 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(
     assert note.count("\n") == 1
 
     # torch 2.13 fails to trace a gradient through a scan, with an error that is none of its compiler's own.
-    class Sum(NamedTuple):
-        value: torch.Tensor
-
     def last(start: torch.Tensor) -> torch.Tensor:
         return tree.scan(lambda sum, x: (Sum(sum.value + x), Sum(sum.value)), Sum(start), (numbers,), Sum)[0].value
 
