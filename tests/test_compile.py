@@ -45,8 +45,9 @@ def collect(env_id: str, vectorization: str, execution: Execution, num_envs: int
     [("CustomEnv-v0", "tensor", FEW_ROWS + 1), ("Pendulum-v1", "tensor", 3), ("CartPole-v1", "auto", 3)],
 )
 def test_compiled_rollouts_and_estimates_are_those_of_eager_ones(
-    env_id: str, vectorization: str, num_envs: int
+    env_id: str, vectorization: str, num_envs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rl.collector.STEPS_AT_ONCE", 2)  # which compiles in less time
     execution = Execution("compile")
     (rollouts, estimates), (eager_rollouts, eager_estimates) = (
         collect(env_id, vectorization, execution, num_envs),
