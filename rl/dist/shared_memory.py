@@ -100,9 +100,10 @@ class SharedMemory:
         try:
             yield
         except RuntimeError:
-            if self.failure is not None:
-                raise self.failure from None
-            raise
+            failure, self.failure = self.failure, None
+            if failure is None:
+                raise
+            raise failure from None
 
 
 _memories: list[SharedMemory] = []  # by the number that the operator is given
