@@ -24,6 +24,7 @@ from typing import Any, Literal
 import matplotlib.pyplot as plt
 import torch
 import tyro
+from matplotlib.ticker import LogLocator
 from programs import ROOT, run_program, run_watched
 from speed_cases import ENV_IDS, SOLVED_AT, SUITES, Case, Problem, Way, small
 
@@ -200,8 +201,11 @@ def draw(suite: str, measured: list[tuple[Case, dict[str, list[dict[str, Any]]]]
         ylabel="training steps/s",
         xlabel="width of the hidden layers" if suite == "hidden" else "environments of all ranks",
     )
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    sizes = sorted({size for points in lines.values() for size, _ in points})
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.set_xticks([], minor=True)
     axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.yaxis.set_minor_formatter("{x:,.0f}")
     axes.grid(which="both", alpha=0.3)
     axes.legend()
