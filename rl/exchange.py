@@ -156,6 +156,8 @@ class Exchange:
         self.received = state["received"]
         if self.received is not None:
             values, vector = self.received
+            if len(values) != len(self.metric_names):  # an earlier version sent others
+                values = torch.zeros(len(self.metric_names), dtype=torch.float64)
             asked = torch.tensor([name.startswith("Asked/") for name in self.metric_names])
             self.received = values.masked_fill(asked, 0.0), vector
 

@@ -113,6 +113,10 @@ def test_what_was_asked_of_a_run_is_not_asked_of_the_one_that_goes_on(monkeypatc
     values = torch.tensor([0.5, 15.0, 1.0, 0.0], dtype=torch.float64)  # the run was stopped by SIGTERM
     exchange.load_state_dict({"received": (values, weight_vector(policy))})
     assert exchange.receive_weights() == {"loss": 0.5} | dict.fromkeys(ASKED, 0.0)
+    # An earlier version sent fewer metrics.
+    exchange.load_state_dict({"received": (values[1:], weight_vector(policy) + 1)})
+    assert exchange.receive_weights() == {"loss": 0.0} | dict.fromkeys(ASKED, 0.0)
+    assert torch.equal(weight_vector(policy), weight_vector(agent()) + 1)
 
 
 def test_rows_that_divide_are_left_as_they_are() -> None:
