@@ -134,12 +134,14 @@ class _Specialized:
         try:
             with torch._dynamo.config.patch(trace_autograd_ops=True):  # a gradient step calls autograd
                 result = self.fast[signature](*args)
+            failure = None
         except Exception as error:
             if not _is_of_compiler(error):
                 raise
-            note(f"a part of this run is not compiled, which takes longer: {_reason(error)}")
+            failure = _reason(error)
+        if failure is not None:  # no longer inside `except`, so that an error of the function stands for itself
+            note(f"a part of this run is not compiled, which takes longer: {failure}")
             self.fast[signature] = self.plain
-        if self.fast[signature] is self.plain:  # no longer inside `except`, so that an error stands for itself
             result = self.plain(*args)
         if self.execution is not None:
             self.execution.compile_seconds += time.perf_counter() - began_at

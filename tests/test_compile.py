@@ -165,6 +165,15 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(
     assert capsys.readouterr().err == "note: a part of this run is not compiled, which takes longer: error: disk full\n"
 
 
+def test_without_a_compiler_a_function_runs_once_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    calls: list[torch.Tensor] = []
+    noted = Execution("compile").step(calls.append)
+    for number in (1, 2):
+        noted(torch.zeros(3))
+        assert len(calls) == number
+
+
 def test_an_error_in_what_is_compiled_is_that_of_the_plain_function() -> None:
     multiplied = Execution("compile").step(lambda tensor: tensor @ torch.ones(4))
     with pytest.raises(RuntimeError, match="size mismatch") as raised:

@@ -19,7 +19,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 import rl  # noqa: F401 (registers CustomEnv-v0)
 from rl.envs.families import register_family
 
-# As in speed_cases.py, which stable-baselines3's environment does not need.
+# By the names that speed.py passes to every peer.
 ENV_IDS = {
     "custom": "CustomEnv-v0",
     "cartpole": "CartPole-v1",

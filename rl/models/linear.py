@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 FEW_ROWS = 16  # on the CPU, below which the call of a matrix product takes longer than the product
-FEW_WEIGHTS = 2**16  # likewise; of a wider layer behind convolutions, a sum took 30 times as long
+FEW_WEIGHTS = 2**16  # likewise; with sums in a larger layer a policy of images took 7 times as long (docs/log.md)
 
 
 class Linear(nn.Linear):
