@@ -1,7 +1,7 @@
 """Times PPO of stable-baselines3 on an Atari game, with the network and settings of our recipes, in one JSON line.
 
     OMP_NUM_THREADS=1 python benchmarks/peers/sb3_atari.py --env-id ALE/Pong-v5
-    OMP_NUM_THREADS=1 python benchmarks/peers/sb3_atari.py --env-id ALE/Pong-v5 --ours "--precision bf16-mixed"
+    OMP_NUM_THREADS=1 python benchmarks/peers/sb3_atari.py --env-id ALE/Pong-v5 "--ours=--precision bf16-mixed"
 
 With --ours it times this repository's PPO instead, with the recipe of the game and these flags. Speeds are those of the
 updates after the first ones; steps per second of CPU time depend less on what else the machine does.
