@@ -19,11 +19,11 @@ from rl.compile import Execution
 from rl.dist.launch import rank
 from rl.envs.observations import Obs
 from rl.envs.tensor_envs import EnvState, TensorEnvs
-from rl.envs.types import Envs
+from rl.envs.types import Envs, SteppedEnvs, is_reset
 from rl.models.agent import Agent, Policy, call_with, copied_for_few_rows, weight_vector
 from rl.models.linear import FEW_ROWS
 from rl.models.memory import Memory, forgotten
-from rl.rollout import Rollout, decide, is_reset, row, value_of
+from rl.rollout import Rollout, Taken, decide, row, value_of
 from rl.seeding import ACTION, Noise
 
 STEPS_AT_ONCE = 4  # of few environments, in a compiled loop; 8 gain no more, and take longer to compile
@@ -33,7 +33,7 @@ class Collector:
     """Collects rollouts from N environments; each continues where the last one ended."""
 
     def __init__(
-        self, envs: Envs, policy: Agent, *, seed: int, first_env: int, execution: Execution, keeps_next_obs: bool
+        self, envs: SteppedEnvs, policy: Agent, *, seed: int, first_env: int, execution: Execution, keeps_next_obs: bool
     ) -> None:
         """Starts an episode in every environment; `first_env` counts environments over all ranks."""
         self.envs = envs
@@ -57,31 +57,31 @@ class Collector:
 
     def collect(self, num_steps: int) -> Rollout:
         """The rollout [T, N, ...] of the next T steps."""
-        rows: list[Rollout] = []
+        rows: list[Taken] = []
         finals, num_ignored = [], self.envs.num_ignored
-        rollout: Rollout | None = None
+        taken: Taken | None = None
         for t, noise in enumerate(self.noise.at(self.num_steps, num_steps)):
             mask = self.envs.mask
             decision = self.decide(self.obs, mask, noise, self.memory)
-            step = self.envs.step(decision.action)
-            if not self.keeps_next_obs or self.has_memory:
-                finals.append(tree.index((step.next_obs, decision.memory), step.terminated | step.truncated))
-            if not self.keeps_next_obs:
-                step = step._replace(next_obs=None)  # type: ignore[arg-type]
-            now = row(self.obs, mask, self.memory, decision, step)
-            self.obs = step.obs
-            if isinstance(decision.memory, Tensor):
-                self.memory = forgotten(decision.memory, is_reset(step))
+            seen = self.envs.act(decision.action)
+            if seen.ended is not None and (not self.keeps_next_obs or self.has_memory):
+                finals.append(tree.index((seen.next_obs, decision.memory), seen.ended))
+            next_obs = seen.next_obs if self.keeps_next_obs else None
+            now = Taken(self.obs, next_obs, *decision[:3], mask, self.memory)
+            self.obs, self.memory = seen.obs, decision.memory
+            if isinstance(decision.memory, Tensor) and seen.reset is not None:
+                self.memory = forgotten(decision.memory, seen.reset)
             if self.has_images:
                 # Stacked at the end, frames would lie in memory twice; and small tensors that are kept until then,
                 # between large ones that are not, make holes that glibc fills no more (2 GB for 64 × 128 of Atari's).
-                rollout = tree.space_for(now, num_steps) if rollout is None else rollout
-                tree.put(rollout, t, now)
+                taken = tree.space_for(now, num_steps) if taken is None else taken
+                tree.put(taken, t, now)
             else:
                 rows.append(now)  # stacking is faster
         self.num_steps = self.num_steps + num_steps
         self.num_played += num_steps * self.envs.num_envs - (self.envs.num_ignored - num_ignored)
-        rollout = tree.stack(rows) if rollout is None else rollout
+        taken = tree.stack(rows) if taken is None else taken
+        rollout = Rollout(**taken._asdict(), **self.envs.outcomes()._asdict(), next_value=taken.value)
         ended = rollout.terminated | rollout.truncated
         final = tree.cat(finals) if finals else (tree.index(rollout.next_obs, ended), ())
         return rollout._replace(next_value=self._next_value(rollout, ended, *final))
@@ -230,7 +230,9 @@ class TensorCollector:
             now = now._replace(next_value=value_of(policy, step.next_obs, decision.memory))
         if not self.keeps_next_obs:
             now = now._replace(next_obs=())  # type: ignore[arg-type]  # not None, which a compiled loop could not return
-        memory = forgotten(decision.memory, is_reset(step)) if isinstance(decision.memory, Tensor) else ()
+        memory = decision.memory
+        if isinstance(memory, Tensor):
+            memory = forgotten(memory, is_reset(step.weight, step.episode_length))
         return Played(after, memory), now
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rl.envs.masks import Mask
 from rl.envs.observations import Obs
-from rl.envs.types import Step
+from rl.envs.types import Step, is_reset
 from rl.models.agent import Policy
 from rl.models.memory import Memory, Past, given
 
@@ -38,8 +38,20 @@ class Rollout(NamedTuple):
         """
         if not isinstance(self.memory, Tensor):
             return ()
-        reset = is_reset(self)
+        reset = is_reset(self.weight, self.episode_length)
         return self.memory, torch.cat([torch.zeros_like(reset[:1]), reset[:-1]])
+
+
+class Taken(NamedTuple):
+    """What is kept of a step [N, ...] for a rollout while it is collected, as in `Rollout`."""
+
+    obs: Obs
+    next_obs: Obs | None
+    action: Tensor
+    log_prob: Tensor
+    value: Tensor
+    mask: Mask
+    memory: Memory
 
 
 class Decision(NamedTuple):
@@ -64,11 +76,6 @@ def row(obs: Obs, mask: Mask, memory: Memory, decision: Decision, step: Step) ->
     """One step [N, ...] of a rollout; `next_value` is a placeholder until the rollout is complete."""
     seen = {"obs": obs, "mask": mask, "memory": memory, "next_value": decision.value}
     return Rollout(**(step._asdict() | decision._asdict() | seen))
-
-
-def is_reset(step: Step | Rollout) -> Tensor:
-    """Whether the next observation begins an episode; the loss of a life may be a termination, but ends none."""
-    return (step.episode_length > 0) | (step.weight == 0)  # some environments end in one step, and reset in the next
 
 
 def value_of(policy: Policy, obs: Any, memory: Memory) -> Tensor:

@@ -65,7 +65,7 @@ MUTANTS = (
     Mutant(
         "an episode that is played remembers the one before it",
         "rl/collector.py",
-        "self.memory = forgotten(decision.memory, is_reset(step))",
+        "self.memory = forgotten(decision.memory, seen.reset)",
         "self.memory = decision.memory",
         "tests/models/test_memory.py -k played_again",
     ),
@@ -155,9 +155,9 @@ MUTANTS = (
     ),
     Mutant(
         "episodes end without a return",
-        "rl/envs/gym_envs.py",
-        "(self.running_return * ended).astype(np.float32)",
-        "(0 * self.running_return).astype(np.float32)",
+        "rl/envs/ledger.py",
+        "self.running_return * ended, length",
+        "0 * self.running_return, length",
         "tests/envs/test_gym_envs.py",
     ),
     Mutant(

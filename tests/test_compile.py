@@ -215,6 +215,16 @@ def test_a_compiler_behind_a_cache_is_a_compiler(monkeypatch: pytest.MonkeyPatch
     assert options[0]["cpp.cxx"] == (None, "g++")
 
 
+def test_after_its_first_call_a_compiled_function_is_called_without_dynamo() -> None:
+    scale = torch.full((2,), 3.0)
+    function = compiled(lambda tensor, others: (tensor * scale, [other + 1 for other in others]), CPU)
+    first = function(torch.ones(2), (torch.zeros(1),))
+    function.first = None  # type: ignore[attr-defined]
+    scale.fill_(5)
+    again = function(torch.full((2,), 2.0), (torch.ones(1),))
+    assert tree.map(torch.Tensor.tolist, (first, again)) == (([3, 3], [[1]]), ([10, 10], [[2]]))
+
+
 def test_on_a_gpu_too_a_compiler_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.delenv("CC", raising=False)

@@ -21,26 +21,21 @@ from torch import Tensor
 
 from rl import tree
 from rl.envs.actions import CompositeActions
-from rl.envs.failures import QUIET, AnyVectorEnv
+from rl.envs.failures import AnyVectorEnv
 from rl.envs.guard import Guard, Position, resets_in_next_step
 from rl.envs.history import History
+from rl.envs.ledger import Ledger
 from rl.envs.lives import Lives
 from rl.envs.masks import KEY, Mask, allows_one, checked
 from rl.envs.observations import Arrays, Obs, as_arrays, final_arrays
 from rl.envs.seeded import seed_of
 from rl.envs.snapshot import restore, snapshot
 from rl.envs.spaces import Spaces
-from rl.envs.types import Step
+from rl.envs.types import Outcomes, Seen, Step, stepped
 from rl.seeding import environment_seed, episode_seed
 
 Memory = Literal["episodes", "snapshot", "none"]
 """How environments come back after a resume: replayed episodes, restored attributes, or not at all."""
-
-
-@QUIET
-def as_float32(values: Any) -> NDArray[np.float32]:
-    """A copy in float32; numbers beyond its range become infinite."""
-    return np.array(values, np.float32)
 
 
 class GymEnvs:
@@ -75,7 +70,7 @@ class GymEnvs:
         self.clip_rewards = False  # in steps, but not in episodes' returns
         self.lives: Lives | None = None  # if the loss of one is a termination in steps, but ends no episode
         self.position = Position(self.num_envs, seeded=seeded, where=where)
-        self.running_return = np.zeros(self.num_envs)
+        self.ledger = Ledger(self.num_envs)
         self.history = History(env_id, self.num_envs, max_replay_steps)
         keys = self.keys = self.spaces.obs
         self.guard = Guard(envs, env_id, self.position, keys=keys, timeout_seconds=timeout_seconds)
@@ -87,14 +82,17 @@ class GymEnvs:
         # Only Gymnasium's own batches promise to take one seed each; any other class gets a single one for all.
         one_each = self.seeded or isinstance(self.envs, SyncVectorEnv)
         seeds = self._episode_seeds() if self.seeded else position.environment.tolist()
-        return self._aligned(self._reset(seeds if one_each else seeds[0]))
+        return self._tensors(self._reset(seeds if one_each else seeds[0]))
 
     def restart(self) -> Obs:
         self.position.episode += 1
-        return self._aligned(self._reset(None))
+        return self._tensors(self._reset(None))
 
     def step(self, action: Tensor) -> Step:
         """Raises `OneEnvError` if an environment raises, hangs, dies, or returns an invalid observation or reward."""
+        return stepped(self, action)
+
+    def act(self, action: Tensor) -> Seen:
         in_env = self.spaces.actions.to_env(action.cpu().numpy())
         if self.seeded and isinstance(self.spaces.actions, CompositeActions):
             in_env = self.spaces.actions.flattened(in_env)
@@ -103,35 +101,36 @@ class GymEnvs:
         result = self.guard.call(lambda: self.envs.step(in_env))
         self.guard.check_types(result)
         # Copies, because an environment may write its next step into the same arrays.
-        obs, reward = as_arrays(self.keys, result[0]), as_float32(result[1])
-        terminated, truncated = np.array(result[2], np.bool_), np.array(result[3], np.bool_)
+        obs = as_arrays(self.keys, result[0])
+        resetting = self.resetting
+        reward, terminated, truncated = self.ledger.add(*result[1:4], resetting)
         ended = terminated | truncated
         any_ended = bool(ended.any())
         next_obs = self._successors(obs, ended, result[4]) if any_ended else obs
-        acted = ~self.resetting
-        reward *= acted  # a step that only resets belongs to no episode
-        self.running_return += reward
-        self.position.length += acted
+        self.position.length += ~resetting
         self.guard.check_numbers(obs, next_obs, reward)
         if isinstance(self.mask, Tensor) or KEY in result[4]:
             self.mask = self._mask(result[4], ended=ended)
-        lost_life = self.lives.lost(result[4]) if self.lives else False
-        step = Step(
-            obs=self._aligned(obs),
-            next_obs=tree.map(self._tensor, next_obs),  # type: ignore[arg-type]
-            reward=self._tensor(np.sign(reward) if self.clip_rewards else reward),
-            terminated=self._tensor(terminated | lost_life),
-            truncated=self._tensor(truncated),
-            weight=self._tensor(acted.astype(np.float32)),
-            episode_return=self._tensor((self.running_return * ended).astype(np.float32)),
-            episode_length=self._tensor((self.position.length * ended).astype(np.float32)),
-        )
+        final = ended if any_ended else None
+        if self.lives and (lost := self.lives.lost(result[4])).any():
+            self.ledger.lose_life(lost)
+            final = ended | lost
         if self.resets_in_next_step:
-            self._count_resets(acted, ended)
+            self._count_resets(ended)
         if any_ended:
             self._end_episodes(ended)
         self.position.num_steps += 1
-        return step
+        shown = self._tensors(obs)
+        return Seen(
+            obs=shown,
+            next_obs=shown if next_obs is obs else self._tensors(next_obs),
+            ended=None if final is None else self._tensor(final),
+            reset=self._tensor(ended | resetting) if any_ended or self.resets_in_next_step else None,
+        )
+
+    def outcomes(self) -> Outcomes:
+        outcomes = self.ledger.read(clip_rewards=self.clip_rewards)
+        return outcomes if self.on_cpu else tree.map(lambda field: field.to(self.device), outcomes)
 
     def _successors(self, obs: Arrays, ended: NDArray[np.bool_], info: Any) -> Arrays:
         """The observations [N, ...] that the actions led to, which are not `obs` where this step reset an episode."""
@@ -169,14 +168,14 @@ class GymEnvs:
             raise self.guard.error(f"environment {n} gave an {KEY} without a legal action{self.position.of(n)}")
         return self._tensor(mask)
 
-    def _count_resets(self, acted: NDArray[np.bool_], ended: NDArray[np.bool_]) -> None:
+    def _count_resets(self, ended: NDArray[np.bool_]) -> None:
         if (ended & self.resetting).any():
             raise self.guard.batch_error("ended an episode in the step that resets")
-        self.num_ignored += self.num_envs - int(acted.sum())
+        self.num_ignored += int(self.resetting.sum())
         self.resetting = ended
 
     def _end_episodes(self, ended: NDArray[np.bool_]) -> None:
-        self.running_return *= ~ended
+        self.ledger.end(ended, self.position.length)
         self.position.length *= ~ended
         self.position.episode += ended
         if self.memory == "episodes":
@@ -193,7 +192,7 @@ class GymEnvs:
         arrays = {
             "environment": self.position.environment,
             "episode": self.position.episode,
-            "running_return": self.running_return,
+            "running_return": self.ledger.running_return,
             "running_length": self.position.length,
             "resetting": self.resetting,
         }
@@ -213,9 +212,9 @@ class GymEnvs:
         position.environment[:], position.episode[:] = state["environment"], state["episode"]
         position.num_steps = num_steps
         if self.memory == "episodes" and "actions" in state:
-            return self._aligned(self._replay(state))
+            return self._tensors(self._replay(state))
         if self.memory == "snapshot" and "snapshot" in state:
-            self.running_return[:] = state["running_return"]
+            self.ledger.running_return[:] = state["running_return"]
             position.length[:], self.resetting[:] = state["running_length"], state["resetting"]
             self.guard.call(lambda: restore(self.envs, state["snapshot"]))
             if self.lives:
@@ -225,9 +224,9 @@ class GymEnvs:
             return None
         position.episode += 1
         if self.seeded:
-            return self._aligned(self._reset(self._episode_seeds()))
+            return self._tensors(self._reset(self._episode_seeds()))
         # A seed that this run has not used: a batched class would otherwise repeat its first episodes.
-        return self._aligned(self._reset(episode_seed(int(position.environment[0]), int(position.episode[0]))))
+        return self._tensors(self._reset(episode_seed(int(position.environment[0]), int(position.episode[0]))))
 
     def _replay(self, state: Mapping[str, Any]) -> Arrays:
         """Replays the current episodes: the last observations; an episode whose actions were dropped starts anew."""
@@ -251,7 +250,7 @@ class GymEnvs:
             self.mask = self._tensor(np.stack(masks))
         if self.lives:
             self.lives.left[~forgotten] = state["lives"].numpy()[~forgotten]
-        self.running_return[:] = state["running_return"].numpy() * ~forgotten
+        self.ledger.running_return[:] = state["running_return"].numpy() * ~forgotten
         self.position.length[:] = lengths
         self.history.restore(histories)
         return obs
@@ -260,7 +259,7 @@ class GymEnvs:
         position = self.position
         position.batch_seed = seed if isinstance(seed, int) else position.batch_seed
         self.resetting[:] = False
-        self.running_return[:] = 0
+        self.ledger.begin()
         position.length[:] = -1  # so that an error names step 0
         all_obs, info = self.guard.call(lambda: self.envs.reset(seed=seed))  # type: ignore[arg-type]
         obs = self.guard.call(lambda: as_arrays(self.keys, all_obs))
@@ -275,12 +274,8 @@ class GymEnvs:
     def _episode_seeds(self) -> list[int]:
         return list(map(seed_of, self.position.environment.tolist(), self.position.episode.tolist()))
 
-    def _aligned(self, obs: Arrays) -> Obs:
-        """Observations for the policy, in memory of PyTorch's, which is aligned to 64 bytes.
-
-        NumPy's may begin anywhere, and the last bits of a matrix product depend on where its factors begin.
-        """
-        return tree.map(lambda array: self._tensor(array).clone(), obs)  # type: ignore[return-value]
+    def _tensors(self, obs: Arrays) -> Obs:
+        return tree.map(self._tensor, obs)  # type: ignore[return-value]
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)

@@ -69,7 +69,7 @@ class ObsKey:
     def channels_first(self) -> bool:
         return self.shape[0] < self.shape[-1]
 
-    @property
+    @functools.cached_property
     def torch_dtype(self) -> torch.dtype:
         return {"float32": torch.float32, "uint8": torch.uint8, "int64": torch.int64}[self.dtype]
 
@@ -155,7 +155,8 @@ def part_of(whole: Any, key: ObsKey) -> Any:
 def as_arrays(keys: Keys, obs: Any, rows: Any = ...) -> Arrays:
     """Copies of an environment's observation, or of (some rows of) a batch of them, in the dtypes of tensors.
 
-    Numbers beyond float32's range become infinite.
+    Numbers beyond float32's range become infinite. The memory is PyTorch's, which is aligned to 64 bytes: NumPy's may
+    begin anywhere, and the last bits of a matrix product depend on where its factors begin.
     """
     if not keys[0].path:
         return _as_array(keys[0], obs, rows)
@@ -163,7 +164,9 @@ def as_arrays(keys: Keys, obs: Any, rows: Any = ...) -> Arrays:
 
 
 def _as_array(key: ObsKey, part: Any, rows: Any) -> NDArray[Any]:
-    array: NDArray[Any] = np.array(part if rows is ... else part[rows], key.dtype)
+    given = np.asarray(part if rows is ... else part[rows])
+    array: NDArray[Any] = torch.empty(given.shape, dtype=key.torch_dtype).numpy()
+    array[...] = given
     if any(key.start):
         array -= np.array(key.start).reshape(key.shape)
     return array

@@ -1,4 +1,7 @@
-"""What every kind of environment offers to everything else: `Step`, as tensors, and `Envs`, which are stepped."""
+"""What every kind of environment offers to everything else, as tensors: `Step`, and `Envs`, which are stepped.
+
+A rollout needs only what N environments show (`Seen`) to go on; what came of its steps (`Outcomes`) it asks for once.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +26,31 @@ class Step(NamedTuple):
     weight: Tensor  # float32, 0 where the action was ignored because the environment was resetting, else 1
     episode_return: Tensor  # float32, of an episode that ended here, else 0
     episode_length: Tensor  # float32, likewise
+
+
+class Seen(NamedTuple):
+    """What N environments show after a step: what the next one depends on."""
+
+    obs: Obs  # [N, ...]
+    next_obs: Obs  # [N, ...], as in `Step`
+    ended: Tensor | None  # [N] bool, terminated or truncated; None if it is known that none is
+    reset: Tensor | None  # [N] bool, as `is_reset` has it; None likewise
+
+
+class Outcomes(NamedTuple):
+    """What came of T steps of N environments. Every field is [T, N], and as in `Step`."""
+
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    weight: Tensor
+    episode_return: Tensor
+    episode_length: Tensor
+
+
+def is_reset(weight: Tensor, episode_length: Tensor) -> Tensor:
+    """Whether the next observation begins an episode; the loss of a life may be a termination, but ends none."""
+    return (episode_length > 0) | (weight == 0)  # some environments end in one step, and reset in the next
 
 
 class Envs(Protocol):
@@ -62,3 +90,19 @@ class Envs(Protocol):
 
     def close(self) -> None:
         """Ends processes and closes windows."""
+
+
+class SteppedEnvs(Envs, Protocol):
+    """Environments whose rollouts are loops in Python: whatever is no function of tensors."""
+
+    def act(self, action: Tensor) -> Seen:
+        """Takes a step, as `step` does; what came of it is kept for `outcomes`."""
+
+    def outcomes(self) -> Outcomes:
+        """What came of the steps since the last call, at least one."""
+
+
+def stepped(envs: SteppedEnvs, action: Tensor) -> Step:
+    """A step, and what came of it."""
+    seen = envs.act(action)
+    return Step(seen.obs, seen.next_obs, *(field[0] for field in envs.outcomes()))

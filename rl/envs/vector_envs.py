@@ -23,7 +23,7 @@ from rl.envs.guard import Guard, Position, resets_in_next_step
 from rl.envs.masks import KEY, Mask, without_halves
 from rl.envs.observations import Keys, Obs, as_tensors, part_of
 from rl.envs.spaces import Spaces
-from rl.envs.types import Step
+from rl.envs.types import Outcomes, Seen, Step, is_reset, stepped
 from rl.reporting import note
 from rl.seeding import environment_seed, episode_seed
 
@@ -49,6 +49,7 @@ class VectorTensorEnvs:
         self.mask: Mask = ()
         self.clip_rewards = False  # in steps, but not in episodes' returns
         self.told: set[str] = set()  # the notes that have been printed
+        self.taken: list[Outcomes] = []
         self.position = Position(self.num_envs, seeded=False, where=where)
         self.keys = self.spaces.obs
         self.guard = Guard(envs, env_id, self.position, keys=self.keys, timeout_seconds=timeout_seconds)
@@ -64,6 +65,7 @@ class VectorTensorEnvs:
 
     def _reset(self, seed: int | None) -> Obs:
         self.position.batch_seed = self.position.batch_seed if seed is None else seed
+        self.taken.clear()
         result = self.guard.call(lambda: self.envs.reset(seed=seed))
         self.guard.check_parts(result, 2)
         self.obs = self._obs(result[0])
@@ -77,6 +79,9 @@ class VectorTensorEnvs:
 
     def step(self, action: Tensor) -> Step:
         """Raises `OneEnvError` if the class raises, hangs, or gives tensors of other shapes or types."""
+        return stepped(self, action)
+
+    def act(self, action: Tensor) -> Seen:
         in_env = tree.map(lambda part: part.to(self.home), tensors_for_env(self.spaces.actions, action))
         result = self.guard.call(lambda: self.envs.step(in_env))
         self.guard.check_parts(result, 5)
@@ -86,9 +91,7 @@ class VectorTensorEnvs:
         ended = terminated | truncated
         reward = torch.where(acted, reward.float(), 0.0)  # a step that only resets belongs to no episode
         running_return, running_length = self.running_return + reward, self.running_length + acted
-        step = Step(
-            obs=obs,
-            next_obs=self._successors(obs, ended, result[4]),
+        outcome = Outcomes(
             reward=reward.sign() if self.clip_rewards else reward,
             terminated=terminated,
             truncated=truncated,
@@ -103,9 +106,15 @@ class VectorTensorEnvs:
             self.resetting = ended
         elif _final_obs(result[4]) is None:
             self.counts[2] += (truncated & ~terminated).sum()
+        next_obs = self._successors(obs, ended, result[4])
         self.obs, self.mask = obs, self._mask(result[4], ended=ended)
         self.position.num_steps += 1
-        return step
+        self.taken.append(outcome)
+        return Seen(obs, next_obs, ended, is_reset(outcome.weight, outcome.episode_length))
+
+    def outcomes(self) -> Outcomes:
+        taken, self.taken = self.taken, []
+        return tree.stack(taken)
 
     def _successors(self, obs: Obs, ended: Tensor, info: Mapping[str, Any]) -> Obs:
         """The observations [N, ...] that the actions led to; see above for those that are not given."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch import Tensor
 
 import train_torch
 from rl import tree
@@ -20,7 +21,7 @@ from rl.envs.config import EnvConfig
 from rl.envs.gym_envs import GymEnvs
 from rl.envs.make import make_envs
 from rl.envs.tensor_envs import TensorEnvs
-from rl.envs.types import Step
+from rl.envs.types import Outcomes, Seen, Step, is_reset
 from rl.envs.vector_envs import VectorTensorEnvs
 from rl.errors import OneEnvError, UserError
 from rl.learners.ppo import PPOConfig
@@ -84,8 +85,23 @@ def test_training_through_the_native_path_ends_with_the_bits_of_the_tensor_form(
     why = "its class does not give the state of its environments"
     assert said.count(f"{why}: a resumed run starts new episodes and is not bit-exact") == 1
     reset = TensorEnvs.reset
+    taken: list[Step] = []
+
+    def act(envs: TensorEnvs, action: Tensor) -> Seen:
+        taken.append(step := envs.step(action))
+        return Seen(
+            step.obs, step.next_obs, step.terminated | step.truncated, is_reset(step.weight, step.episode_length)
+        )
+
+    def outcomes(envs: TensorEnvs) -> Outcomes:
+        rows = [Outcomes(*step[2:]) for step in taken]
+        taken.clear()
+        return tree.stack(rows)
+
     with monkeypatch.context() as patch:  # which collects step by step, with the seed that a batch gets
         patch.setattr("rl.collector.TensorCollector", Collector)
+        patch.setattr(TensorEnvs, "act", act, raising=False)
+        patch.setattr(TensorEnvs, "outcomes", outcomes, raising=False)
         patch.setattr(TensorEnvs, "reset", lambda envs, seed, first=0: reset(envs, environment_seed(seed, first)))
         train(patch, f"{flags} --env-id CartPole-v1 --vectorization tensor --config none --num-minibatches 4")
     native, tensor = (
