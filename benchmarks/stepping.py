@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from rl.envs.actions import DiscreteActions
 from rl.envs.config import EnvConfig
 from rl.envs.make import make_envs
+from rl.envs.tensor_envs import TensorEnvs
 from rl.envs.types import Envs
 
 Way = Literal["sync", "async", "native", "envpool", "tensor"]
@@ -44,12 +45,15 @@ class Arguments:
     """Prefer the measured processes to all others, where a machine has other work; they stop it, so be brief."""
 
 
-def measure(envs: Envs, actions: Tensor) -> tuple[float, float]:
+def measure(envs: Any, actions: Tensor) -> tuple[float, float]:
     """Seconds, and seconds of the processors, that steps with these actions [T, N, ...] take."""
     processes = [psutil.Process(), *psutil.Process().children()]
     began_at, cpu_before = time.perf_counter(), sum(map(cpu_seconds, processes))
+    in_tensors = isinstance(envs, TensorEnvs)
     for action in actions:
-        envs.step(action)
+        envs.step(action) if in_tensors else envs.act(action)
+    if not in_tensors:
+        envs.outcomes()
     return time.perf_counter() - began_at, sum(map(cpu_seconds, processes)) - cpu_before
 
 

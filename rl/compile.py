@@ -130,8 +130,8 @@ class _Compiled:
         # A gradient step calls autograd; records for torch's profiler take 1 µs a call.
         with torch._dynamo.config.patch(trace_autograd_ops=True, record_runtime_overhead=False):
             result = self.first(*args)
-        (entry,) = _debug_get_cache_entry_list(self.plain.__code__)
-        self.found = FunctionType(entry.code, self.plain.__globals__, closure=self.plain.__closure__)
+        for entry in _debug_get_cache_entry_list(self.plain.__code__):  # of which there is one
+            self.found = FunctionType(entry.code, self.plain.__globals__, closure=self.plain.__closure__)
         return result
 
 

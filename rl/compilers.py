@@ -23,6 +23,8 @@ CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
 def compiler_missing(device: torch.device) -> str | None:
     """What Inductor lacks on this machine to compile for a device, or None; the compiler is tried on one line."""
+    if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
+        return "torch's compiler (TORCH_COMPILE_DISABLE turns it off)"
     if device.type == "cuda":
         if not importlib.util.find_spec("triton"):
             return "the package triton"

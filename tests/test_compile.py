@@ -204,6 +204,10 @@ def test_without_a_compiler_the_run_is_eager_and_says_so(
         assert Config(execution="compile").make_execution(CPU).mode == "eager"
         note = f"note: {what} is missing, so nothing is compiled and the run takes longer\n"
         assert capsys.readouterr().err == note
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    assert Config(execution="compile").make_execution(CPU).mode == "eager"
+    assert "torch's compiler (TORCH_COMPILE_DISABLE turns it off) is missing" in capsys.readouterr().err
 
 
 def test_a_compiler_behind_a_cache_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The agent: a network from observations to a distribution over actions and a value."""
 
+import functools
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable
@@ -118,6 +119,7 @@ class Agent(nn.Module):
             self._init_orthogonally()
         if self.memory is not None:
             self.memory.init(orthogonal=network.ortho_init)
+        self.shapes = shapes_of(self)  # once, since Dynamo takes a second to follow how they are found
 
     def forward(self, obs: Obs, mask: Mask = (), *past: Tensor) -> Output:
         """The distribution over actions and the value [...] at observations [..., *shape], both in float32.
@@ -193,21 +195,31 @@ def weight_vector(policy: nn.Module) -> Tensor:
 
 def weight_views(policy: nn.Module, vector: Tensor) -> dict[str, Tensor]:
     """Views of a vector [P] as the policy's parameters, by name."""
-    names, parameters = zip(*policy.named_parameters(), strict=True)
-    parts = torch.split(vector, [parameter.numel() for parameter in parameters])
-    return {n: part.view(p.shape) for n, part, p in zip(names, parts, parameters, strict=True)}
+    shapes = policy.shapes if isinstance(policy, Agent) else shapes_of(policy)
+    parts = torch.split(vector, [shape.numel() for shape in shapes.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def call_with(policy: Agent, vector: Tensor, obs: Obs, mask: Mask = (), *past: Tensor) -> Output:
     """The policy's output for observations with `vector` [P] as its parameters."""
-    return cast(Output, functional_call(policy, weight_views(policy, vector), (obs, mask, *past)))
+    return _call(policy, weight_views(policy, vector), obs, mask, *past)
 
 
 def copied_for_few_rows(policy: Agent) -> Policy:
     """The policy with copies of its parameters, in the order in which a compiled loop over few rows reads them fast."""
     views = weight_views(policy, weight_vector(policy))
     copies = {name: transposed_in_memory(view) for name, view in views.items()}
-    return lambda obs, mask=(), *past: cast(Output, functional_call(policy, copies, (obs, mask, *past)))
+    return functools.partial(_call, policy, copies)
+
+
+def _call(policy: Agent, parameters: dict[str, Tensor], obs: Obs, mask: Mask = (), *past: Tensor) -> Output:
+    # No parameter is in two places; to look for some takes longer than all else where Dynamo follows this.
+    return cast(Output, functional_call(policy, parameters, (obs, mask, *past), tie_weights=False))
+
+
+def shapes_of(module: nn.Module) -> dict[str, torch.Size]:
+    """The shapes of a module's parameters, by name."""
+    return {name: parameter.shape for name, parameter in module.named_parameters()}
 
 
 class Weights:
