@@ -1,7 +1,9 @@
-"""MinAtar: its ids register themselves, its episodes can be replayed, and Breakout in tensors is the original."""
+"""MinAtar: its ids register themselves, its episodes can be replayed, and those in tensors are the originals."""
 
 import sys
+from collections.abc import Callable
 from contextlib import closing
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -11,67 +13,119 @@ from minatar import Environment
 
 from rl.envs.config import EnvConfig, make_single
 from rl.envs.make import make_envs
-from rl.envs.minatar import Breakout
+from rl.envs.minatar import Asterix, Breakout, Freeway, SpaceInvaders
 from rl.envs.seeded import SeededEpisodes, seed_of
+from rl.envs.tensor_envs import TensorEnv
 from rl.errors import UserError
 
 ID = "MinAtar/Breakout-v1"
 
 
 class Given:
-    """Stands in for the original's generator: it gives the numbers that it is given."""
+    """Stands in for an original's generator: it makes what it is asked for of numbers that it is given."""
 
     def __init__(self) -> None:
-        self.sticky = self.side = 0.0
+        self.numbers: list[float] = []
 
-    def rand(self) -> float:
-        return self.sticky
+    def give(self, numbers: torch.Tensor) -> None:
+        self.numbers = numbers.tolist()
 
-    def randint(self, num: int) -> int:
-        return int(self.side * num)
+    def rand(self, size: int | None = None) -> Any:
+        return self.numbers.pop(0) if size is None else np.array([self.numbers.pop(0) for _ in range(size)])
+
+    def randint(self, low: int, high: int | None = None, size: int | None = None) -> Any:
+        low, high = (0, low) if high is None else (low, high)
+        numbers = low + np.floor((high - low) * np.float32(self.rand(size or 1))).astype(int)
+        return int(numbers[0]) if size is None else numbers
 
 
-def follow(game: Environment) -> int:
+def play_breakout(game: Any) -> int:
     """The action that leads to the ball."""
-    return {0: 0, -1: 1, 1: 2}[int(np.sign(game.env.ball_x - game.env.pos))]
+    return {0: 0, -1: 1, 1: 2}[int(np.sign(game.ball_x - game.pos))]
 
 
-def test_breakout_in_tensors_is_the_original_step_for_step() -> None:
-    num_envs, num_steps = 48, 1200
-    env, generator = Breakout(), torch.Generator().manual_seed(1)
-    games, givens = [Environment("breakout") for _ in range(num_envs)], [Given() for _ in range(num_envs)]
+def play_freeway(game: Any) -> int:
+    return 1
+
+
+def play_space_invaders(game: Any) -> int:
+    """Shoots at the nearest column of aliens, and goes nowhere where a bomb or an alien is about to be."""
+    columns = np.flatnonzero(game.alien_map.any(0))
+    nearest = columns[np.abs(columns - game.pos).argmin()]
+    wanted = 3 if nearest == game.pos else 1 if nearest < game.pos else 2
+    for action in (wanted, 3, 1, 2):
+        x = min(max(game.pos + (action == 2) - (action == 1), 0), 9)
+        if not (game.e_bullet_map[7:, x].any() or game.alien_map[8:, x].any()):
+            return action
+    return wanted
+
+
+def play_asterix(game: Any) -> int:
+    """Goes where no enemy is near: to gold, if there is some."""
+
+    def badness(action: int) -> float:
+        x = game.player_x + (action == 3) - (action == 1)
+        y = game.player_y + (action == 4) - (action == 2)
+        others = [other for other in game.entities if other is not None]
+        near = any(other[1] == y and not other[3] and abs(other[0] - x) < 3 for other in others)
+        return 100 * near + min([abs(other[0] - x) + abs(other[1] - y) for other in others if other[3]], default=0)
+
+    return min(range(5), key=badness)
+
+
+GAMES: dict[str, tuple[type[TensorEnv], Callable[[Any], int], Callable[[Any], bool]]] = {
+    "breakout": (Breakout, play_breakout, lambda game: not game.brick_map.any()),
+    "freeway": (Freeway, play_freeway, lambda game: game.pos == 1 and game.move_timer == 0),
+    "space_invaders": (SpaceInvaders, play_space_invaders, lambda game: game.ramp_index > 0),
+    "asterix": (Asterix, play_asterix, lambda game: game.ramp_index > 2),
+}
+"""Of each game its form in tensors, someone who can play it, and what they should reach ten times and more."""
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_games_in_tensors_are_the_originals_step_for_step(name: str) -> None:
+    num_envs, num_steps = 32, 3000 if name == "freeway" else 1000
+    make, play, is_far = GAMES[name]
+    env, generator = make(), torch.Generator().manual_seed(1)
+    games, sticky, givens = ([kind() for _ in range(num_envs)] for kind in (lambda: Environment(name), Given, Given))
     carelessness = torch.linspace(0, 0.5, num_envs) ** 2
-    start = torch.rand(num_envs, 1, generator=generator)
-    for game, given, number in zip(games, givens, start, strict=True):
-        game.random = game.env.random = given
-        given.side = number.item()
+
+    def noise(size: int) -> torch.Tensor:
+        return torch.rand(num_envs, size, generator=generator)
+
+    start = noise(env.initial_noise_size)
+    for game, once, given, numbers in zip(games, sticky, givens, start, strict=True):
+        game.random, game.env.random = once, given
+        given.give(numbers)
         game.reset()
     state = env.initial(start)
-    num_ended = num_cleared = 0
+    num_ended = num_far = total = 0
     for _ in range(num_steps):
-        noise, start = (torch.rand(num_envs, 1, generator=generator) for _ in range(2))
-        at_random = torch.randint(0, 3, (num_envs,), generator=generator)
-        careless = torch.rand(num_envs, generator=generator) < carelessness
-        action = torch.where(careless, at_random, torch.tensor([follow(game) for game in games]))
+        now, start = noise(env.transition_noise_size), noise(env.initial_noise_size)
+        at_random = torch.randint(0, int(env.action_space.n), (num_envs,), generator=generator)  # type: ignore[attr-defined]
+        careless = noise(1)[:, 0] < carelessness
+        action = torch.where(careless, at_random, torch.tensor([play(game.env) for game in games]))
+        num_far += sum(is_far(game.env) for game in games)
         results = []
-        for game, given, number, one in zip(games, givens, noise, action, strict=True):
-            given.sticky = number.item()
-            num_cleared += not game.env.brick_map.any()
+        for game, once, given, numbers, one in zip(games, sticky, givens, now, action, strict=True):
+            once.give(numbers[:1])
+            given.give(numbers[1:])
             results.append(game.act(game.minimal_action_set()[one]))
         reward, terminated = map(np.array, zip(*results, strict=True))
-        next_state = env.transition(state, action, noise)
+        next_state = env.transition(state, action, now)
         assert np.array_equal(env.observation(next_state), [game.state() for game in games])
         assert np.array_equal(env.reward(state, action, next_state), reward)
         assert np.array_equal(env.terminal(next_state), terminated)
         for n in np.flatnonzero(terminated):
-            givens[n].side = start[n].item()
+            givens[n].give(start[n])
             games[n].reset()
-            games[n].last_action = 0  # see `MinAtarGame`
+            games[n].last_action = 0  # see `MinAtarGame` in rl/envs/families.py
         state = torch.where(torch.from_numpy(terminated)[:, None], env.initial(start), next_state)
         assert np.array_equal(env.observation(state), [game.state() for game in games])
-        num_ended += int(terminated.sum())
-    assert num_ended > 500
-    assert num_cleared > 10
+        num_ended, total = num_ended + int(terminated.sum()), total + reward.sum()
+    assert num_ended >= num_envs
+    assert num_far > 10
+    assert total > num_envs
 
 
 @pytest.mark.parametrize("game", ["Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"])
