@@ -11,6 +11,7 @@ SIDE = 10
 NUM_CELLS = SIDE * SIDE
 FLOOR = SIDE - 1
 LANES = SIDE - 2  # all rows but the first and the last
+NOWHERE = -1.0  # a cell that there is not
 
 
 def at(index: Tensor, size: int) -> Tensor:
