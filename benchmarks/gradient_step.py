@@ -104,15 +104,20 @@ def messages() -> dict[str, Callable[[], object]]:
     def all_reduce(values: Tensor) -> Callable[[], object]:
         return lambda: dist.all_reduce(values.fill_(1))
 
-    def average(ranks: Ranks, num_products: int) -> Callable[[], object]:
+    def average(ranks: Ranks, num_products: int, vector: Tensor = gradient) -> Callable[[], object]:
         def products_and_average() -> None:
             for _ in range(num_products):
                 rows @ weight
-            ranks.average(gradient)
+            ranks.average(vector)
 
         return products_and_average
 
-    return {
+    sizes = {
+        f"average of {number:,} floats {how}": average(ranks, 0, torch.ones(number))
+        for number in (2**17, 2**20, 2**22)
+        for how, ranks in (("by messages", by_messages()), ("in shared memory", Ranks.of()))
+    }
+    return sizes | {
         f"all-reduce of the gradient ({4 * len(gradient):,} bytes)": all_reduce(gradient),
         "all-reduce of one number": all_reduce(torch.ones(1)),
         "average of the gradient by messages": average(by_messages(), 0),

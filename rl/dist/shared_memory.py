@@ -1,4 +1,4 @@
-"""Sums and means of small vectors over the ranks of one machine, in memory that they share.
+"""Sums and means of vectors over the ranks of one machine, in memory that they share.
 
 A message of gloo passes through sockets and two more threads of each rank, which takes longer than a small gradient
 step. Here every rank copies its vector into memory that all of them see, waits for the others (at first awake, then
