@@ -5,6 +5,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -58,6 +59,31 @@ def test_a_rollout_is_the_stream_of_steps_wherever_it_is_cut() -> None:
     whole, parts = collector("CartPole-v1", 3), collector("CartPole-v1", 3)
     pieces = [parts.collect(n) for n in (10, 1, 29)]
     assert_equal(whole.collect(40), tree.cat(pieces))
+
+
+@pytest.mark.parametrize("then", ["collect", "step", "state_dict"])
+def test_a_rollout_that_an_error_cuts_short_leaves_nothing_behind(then: str) -> None:
+    whole, cut, shorter = (collector("CartPole-v1", 3) for _ in range(3))
+    expected = whole.collect(20)
+    decide, calls = cut.decide, itertools.count()  # type: ignore[union-attr]
+
+    def fail(*args: Any) -> Any:
+        if next(calls) == 12:
+            raise MemoryError
+        return decide(*args)
+
+    cut.decide = fail  # type: ignore[union-attr]
+    with pytest.raises(MemoryError):
+        cut.collect(20)
+    cut.num_steps += 12
+    if then == "collect":
+        assert_equal(cut.collect(8), tree.index(expected, slice(12, None)))
+    elif then == "step":
+        assert cut.envs.step(expected.action[12]).reward.equal(expected.reward[12])
+    else:
+        shorter.collect(12)
+        kept = [each.envs.state_dict()["running_return"] for each in (cut, shorter)]
+        assert kept[0].equal(kept[1]) and kept[0].any()
 
 
 @pytest.mark.parametrize("env_id", ["CustomEnv-v0", "CartPole-v1", "Pendulum-v1", "Everything-v0"])

@@ -189,6 +189,7 @@ class GymEnvs:
         self.guard.close()
 
     def state_dict(self) -> dict[str, Any]:
+        self.ledger.settle()
         arrays = {
             "environment": self.position.environment,
             "episode": self.position.episode,

@@ -80,6 +80,11 @@ class Ledger:
         )
         return Outcomes(*map(torch.from_numpy, arrays))
 
+    def settle(self) -> None:
+        """Adds up the steps that nobody has read, such as those of a rollout that was cut short, and forgets them."""
+        if self.num_steps > 0:
+            self.read(clip_rewards=False)
+
     def _sum(self, reward: NDArray[np.float32]) -> None:
         """Adds the rewards [T, N] of further steps in turn; a sum over all at once would round differently."""
         self.running_return = np.add.accumulate(np.concatenate([self.running_return[None], reward]))[-1]

@@ -99,10 +99,10 @@ class SteppedEnvs(Envs, Protocol):
         """Takes a step, as `step` does; what came of it is kept for `outcomes`."""
 
     def outcomes(self) -> Outcomes:
-        """What came of the steps since the last call, at least one."""
+        """What came of the steps since the last call, at least one; also of those of a rollout that was cut short."""
 
 
 def stepped(envs: SteppedEnvs, action: Tensor) -> Step:
     """A step, and what came of it."""
     seen = envs.act(action)
-    return Step(seen.obs, seen.next_obs, *(field[0] for field in envs.outcomes()))
+    return Step(seen.obs, seen.next_obs, *(field[-1] for field in envs.outcomes()))
