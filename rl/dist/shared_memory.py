@@ -27,7 +27,7 @@ from rl.compilers import built
 from rl.dist.launch import num_cores, status_of
 from rl.errors import LostRankError
 
-TABLE_BYTES = 2**25  # of the vectors of all ranks together; of twice as much, memory is taken where vectors are written
+TABLE_BYTES = 2**24  # of the vectors of all ranks together; twice as much is taken from the start, so that none lacks later
 PLACE_BYTES, TOKEN_BYTES = 64, 8
 SPINS = 1_000  # a rank looks so often before it sleeps, which is about the time that waking it takes
 SLICE_SECONDS = 0.05  # between two looks at the other ranks

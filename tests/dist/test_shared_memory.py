@@ -165,7 +165,7 @@ def test_processes_share_memory_if_all_of_them_can_and_leave_no_file(
 
 
 def test_large_vectors_and_other_dtypes_are_left_to_messages() -> None:
-    assert may_share(torch.zeros(2**22), 2) and not may_share(torch.zeros(2**22), 3)
+    assert may_share(torch.zeros(2**21), 2) and not may_share(torch.zeros(2**21), 3)
     assert not may_share(torch.zeros(1, dtype=torch.int64), 2)
 
 
