@@ -72,8 +72,8 @@ MUTANTS = (
     Mutant(
         "rollouts start with nothing remembered",
         "rl/collector.py",
-        "        rows: list[Rollout] = []",
-        "        self.memory = self.policy.initial_memory(self.envs.num_envs)\n        rows: list[Rollout] = []",
+        "        rows: list[Taken] = []",
+        "        self.memory = self.policy.initial_memory(self.envs.num_envs)\n        rows: list[Taken] = []",
         "tests/models/test_memory.py -k played_again",
     ),
     Mutant(
@@ -86,8 +86,8 @@ MUTANTS = (
     Mutant(
         "the value of a last observation lacks the step that led there",
         "rl/collector.py",
-        "(step.next_obs, decision.memory)",
-        "(step.next_obs, self.memory)",
+        "(seen.next_obs, decision.memory)",
+        "(seen.next_obs, self.memory)",
         "tests/models/test_memory.py -k played_again",
     ),
     Mutant(
@@ -134,9 +134,9 @@ MUTANTS = (
     ),
     Mutant(
         "the step of a reset is learned from",
-        "rl/envs/gym_envs.py",
-        "acted = ~self.resetting",
-        "acted = np.ones_like(self.resetting)",
+        "rl/envs/ledger.py",
+        "(~self.resetting[rows]).astype(np.float32)",
+        "np.ones_like(reward)",
         "tests/envs/test_gym_envs.py",
     ),
     Mutant(
@@ -184,7 +184,7 @@ MUTANTS = (
     Mutant(
         "a step in which an environment only resets counts",
         "rl/envs/gym_envs.py",
-        "self.num_ignored += self.num_envs - int(acted.sum())",
+        "self.num_ignored += int(self.resetting.sum())",
         "self.num_ignored += 0",
         "tests/test_rollout.py -k real_steps",
     ),

@@ -1,10 +1,6 @@
-"""Seaquest of MinAtar in tensors.
+"""Seaquest of MinAtar in tensors; the comments on `Sea` say why there are places enough for all that swims or flies."""
 
-The original keeps lists of whatever swims or flies, and the order of a list decides who is hit first. Here they have
-places in tensors, of which the comments say why there are enough, and their order is the step in which they were born.
-"""
-
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium as gym
 import torch
@@ -12,71 +8,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rl.envs.minatar.game import FLOOR, LANES, NUM_CELLS, SIDE, StickyGame, at, boards
+from rl.envs.minatar.swimmers import BOMB_INTERVAL, Swimmers, last_born, way
 
-MAX_OXYGEN, MAX_DIVERS, COOL_DOWN, BOMB_INTERVAL = 200, 6, 5, 10
+MAX_OXYGEN, MAX_DIVERS, COOL_DOWN = 200, 6, 5
 SLOWEST_COMING, SLOWEST_MOVING, FASTEST_MOVING = 20, 5, 2
 DIVER_COMING, DIVER_MOVING = 30, 5
 SUBMARINE = 1 / 3  # of all enemies; the others are fish
-
-
-class Swimmers(NamedTuple):
-    """What swims or flies; every field is [N, K], in K places."""
-
-    there: Tensor  # bool
-    x: Tensor
-    y: Tensor
-    right: Tensor  # bool, whether it goes there
-    to_move: Tensor  # steps
-    born: Tensor  # step
-    to_bomb: Tensor  # steps; of submarines
-    is_sub: Tensor  # bool
-
-    def at(self, x: Tensor, y: Tensor) -> Tensor:
-        """Who is there at cells [N]: bool [N, K]."""
-        return self.there & (self.x == x[:, None]) & (self.y == y[:, None])
-
-    def joined(
-        self, comes: Tensor, y: Tensor, right: Tensor, to_move: Tensor, born: Tensor, is_sub: Tensor
-    ) -> "Swimmers":
-        """With one more, in the first place that is free, where one comes [N] from the side in row y."""
-        free = ~self.there
-        new = free & (free.cumsum(-1) == 1) & comes[:, None]
-        values: tuple[Any, ...] = (
-            True,
-            torch.where(right, 0, SIDE - 1),
-            y,
-            right,
-            to_move,
-            born,
-            BOMB_INTERVAL,
-            is_sub,
-        )
-        fields = zip(self, values, strict=True)
-        return Swimmers(*(torch.where(new, _column(value), field).to(field.dtype) for field, value in fields))
-
-    def seen(self, who: Tensor | None = None) -> Tensor:
-        """Where someone is, or someone of these [N, K]: boards [N, 10, 10]."""
-        in_row = at(self.y, SIDE) & (self.there if who is None else self.there & who)[..., None]
-        # A product counts them; to look at each cell of each would take ten times as long.
-        return in_row.to(self.x.dtype).mT @ at(self.x, SIDE).to(self.x.dtype) > 0
-
-    def behind(self) -> "Swimmers":
-        """As if each were one cell further back."""
-        return self._replace(x=self.x - _way(self.right))
-
-
-def _column(value: Any) -> Any:
-    return value[:, None] if isinstance(value, Tensor) else value
-
-
-def _way(right: Tensor) -> Tensor:
-    return torch.where(right, 1.0, -1.0)
-
-
-def _last(who: Tensor, born: Tensor) -> Tensor:
-    """Of those in question [N, K] the one that was born last."""
-    order = torch.where(who, born, -1.0)
-    return who & (order == order.amax(-1, keepdim=True))
 
 
 class Sea(NamedTuple):
@@ -162,7 +99,7 @@ class Seaquest(StickyGame):
 
     def observation(self, state: Tensor) -> Tensor:
         sea = sea_of(state)
-        front, back = (at(sea.y * SIDE + x, NUM_CELLS).view(-1, SIDE, SIDE) for x in (sea.x, sea.x - _way(sea.right)))
+        front, back = (at(sea.y * SIDE + x, NUM_CELLS).view(-1, SIDE, SIDE) for x in (sea.x, sea.x - way(sea.right)))
         enemies = sea.enemies
         trail = enemies.behind().seen() | sea.swimming.behind().seen()
         # In the last row. Inductor 2.13 writes C++ that no compiler takes where a row is padded to a board.
@@ -200,7 +137,7 @@ def _spawn(sea: Sea, noise: Tensor) -> Sea:
 
 def _steer(sea: Sea, action: Tensor) -> Sea:
     """Moves the submarine, or lets it shoot."""
-    left, up, right, down = (action == way for way in range(1, 5))
+    left, up, right, down = (action == number for number in range(1, 5))
     fires = (action == 5) & (sea.to_shot == 0)
     x = (sea.x + right.to(sea.x.dtype) - left.to(sea.x.dtype)).clamp(0, SIDE - 1)
     y = (sea.y + down.to(sea.y.dtype) - up.to(sea.y.dtype)).clamp(0, LANES)
@@ -215,15 +152,15 @@ def _steer(sea: Sea, action: Tensor) -> Sea:
 def _shoot(sea: Sea) -> Sea:
     """Moves the shots, the last one first; each hits the fish, or else the submarine, of its cell that came first."""
     shots, enemies, reward = sea.shots, sea.enemies, sea.reward
-    shots = shots._replace(x=shots.x + _way(shots.right))
+    shots = shots._replace(x=shots.x + way(shots.right))
     shots = shots._replace(there=shots.there & (shots.x >= 0) & (shots.x < SIDE))
     gone = torch.zeros_like(shots.there)
     for _ in range(NUM_SHOTS):
-        shot = _last(shots.there & ~gone, shots.born)
+        shot = last_born(shots.there & ~gone, shots.born)
         x, y = ((shot * field).sum(-1) for field in (shots.x, shots.y))
         here = enemies.at(x, y) & shot.any(-1, keepdim=True)
         fish = here & ~enemies.is_sub
-        hit = _last(torch.where(fish.any(-1, keepdim=True), fish, here), -enemies.born + sea.clock[:, None])
+        hit = last_born(torch.where(fish.any(-1, keepdim=True), fish, here), -enemies.born + sea.clock[:, None])
         enemies = enemies._replace(there=enemies.there & ~hit)
         hits = hit.any(-1, keepdim=True)
         shots = shots._replace(there=shots.there & ~(shot & hits))
@@ -236,7 +173,7 @@ def _rescue(sea: Sea) -> Sea:
     swimming = sea.swimming
     is_met = swimming.at(sea.x, sea.y)
     moves = swimming.to_move == 0
-    x = torch.where(moves, swimming.x + _way(swimming.right), swimming.x)
+    x = torch.where(moves, swimming.x + way(swimming.right), swimming.x)
     moved = swimming._replace(x=x, to_move=torch.where(moves, DIVER_MOVING, swimming.to_move - 1))
     is_met = is_met | (moved.at(sea.x, sea.y) & moves)
     later = is_met[:, None, :] & (swimming.born[:, None, :] > swimming.born[..., None])
@@ -250,7 +187,7 @@ def _meet(sea: Sea) -> Sea:
     enemies, shots, reward = sea.enemies, sea.shots, sea.reward
     met = enemies.at(sea.x, sea.y)
     moves = enemies.there & (enemies.to_move == 0)
-    x = torch.where(moves, enemies.x + _way(enemies.right), enemies.x)
+    x = torch.where(moves, enemies.x + way(enemies.right), enemies.x)
     to_move = torch.where(moves, sea.moving[:, None], enemies.to_move - 1)
     bombing = enemies.there & enemies.is_sub & (enemies.to_bomb == 0)
     to_bomb = torch.where(bombing, BOMB_INTERVAL, enemies.to_bomb - 1)
@@ -264,7 +201,7 @@ def _meet(sea: Sea) -> Sea:
         for number in range(NUM_SHOTS):
             shot = shots.there & (older.sum(-1) == number)
             cell = ((shot * field).sum(-1) for field in (shots.x, shots.y))
-            hit = _last(enemies.at(*cell) & moves & ~comes & kind & shot.any(-1, keepdim=True), enemies.born)
+            hit = last_born(enemies.at(*cell) & moves & ~comes & kind & shot.any(-1, keepdim=True), enemies.born)
             hits = hit.any(-1, keepdim=True)
             enemies = enemies._replace(there=enemies.there & ~hit)
             shots = shots._replace(there=shots.there & ~(shot & hits))
