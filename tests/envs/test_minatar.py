@@ -107,7 +107,7 @@ GAMES: dict[str, tuple[type[TensorEnv], Callable[[Any], int], Callable[[Any], bo
 
 @pytest.mark.parametrize("name", GAMES)
 def test_games_in_tensors_are_the_originals_step_for_step(name: str) -> None:
-    num_envs, num_steps = 32, 3000 if name == "freeway" else 1000
+    num_envs, num_steps = 16, 2600 if name == "freeway" else 1200
     make, play, is_far = GAMES[name]
     env, generator = make(), torch.Generator().manual_seed(1)
     games, sticky, givens = ([kind() for _ in range(num_envs)] for kind in (lambda: Environment(name), Given, Given))
