@@ -82,7 +82,7 @@ class Collector:
         self.num_played += num_steps * self.envs.num_envs - (self.envs.num_ignored - num_ignored)
         taken = tree.stack(rows) if taken is None else taken
         outcomes = tree.index(self.envs.outcomes(), slice(-num_steps, None))
-        rollout = Rollout(**taken._asdict(), **outcomes._asdict(), next_value=taken.value)
+        rollout = Rollout(**taken._asdict(), **outcomes._asdict(), next_value=taken.value)  # for now
         ended = rollout.terminated | rollout.truncated
         final = tree.cat(finals) if finals else (tree.index(rollout.next_obs, ended), ())
         return rollout._replace(next_value=self._next_value(rollout, ended, *final))

@@ -21,13 +21,13 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, library
 
 from rl.compilers import built
 from rl.dist.launch import num_cores, status_of
 from rl.errors import LostRankError
 
-TABLE_BYTES = 2**24  # of the vectors of all ranks together; twice as much is taken from the start, so that none lacks later
+TABLE_BYTES = 2**24  # of the vectors of all ranks together; twice as much memory is taken from the start
 PLACE_BYTES, TOKEN_BYTES = 64, 8
 SPINS = 1_000  # a rank looks so often before it sleeps, which is about the time that waking it takes
 SLICE_SECONDS = 0.05  # between two looks at the other ranks
@@ -120,7 +120,7 @@ def _averaged(values: Tensor, number: int) -> Tensor:
 
 
 # Defined by hand, it is called in 6 µs; one that the decorator `custom_op` makes takes 14.
-_library: Any = torch.library.Library("rl", "DEF")  # type: ignore[no-untyped-call]
+_library: Any = library.Library("rl", "DEF")  # type: ignore[no-untyped-call]
 _library.define("averaged(Tensor values, int number) -> Tensor")
 _library.impl("averaged", _averaged, "CPU")
 _library.impl("averaged", lambda values, number: torch.empty_like(values), "Meta")

@@ -151,21 +151,33 @@ def _steer(sea: Sea, action: Tensor) -> Sea:
 
 def _shoot(sea: Sea) -> Sea:
     """Moves the shots, the last one first; each hits the fish, or else the submarine, of its cell that came first."""
-    shots, enemies, reward = sea.shots, sea.enemies, sea.reward
-    shots = shots._replace(x=shots.x + way(shots.right))
-    shots = shots._replace(there=shots.there & (shots.x >= 0) & (shots.x < SIDE))
-    gone = torch.zeros_like(shots.there)
+    x = sea.shots.x + way(sea.shots.right)
+    sea = sea._replace(shots=sea.shots._replace(x=x, there=sea.shots.there & (x >= 0) & (x < SIDE)))
+    gone = torch.zeros_like(sea.shots.there)
     for _ in range(NUM_SHOTS):
-        shot = last_born(shots.there & ~gone, shots.born)
-        x, y = ((shot * field).sum(-1) for field in (shots.x, shots.y))
-        here = enemies.at(x, y) & shot.any(-1, keepdim=True)
-        fish = here & ~enemies.is_sub
-        hit = last_born(torch.where(fish.any(-1, keepdim=True), fish, here), -enemies.born + sea.clock[:, None])
-        enemies = enemies._replace(there=enemies.there & ~hit)
-        hits = hit.any(-1, keepdim=True)
-        shots = shots._replace(there=shots.there & ~(shot & hits))
-        gone, reward = gone | shot, reward + hits[:, 0].to(reward.dtype)
-    return sea._replace(shots=shots, enemies=enemies, reward=reward)
+        shot = last_born(sea.shots.there & ~gone, sea.shots.born)
+        gone = gone | shot
+        here = _in_its_cell(sea, shot)
+        fish = here & ~sea.enemies.is_sub
+        age = sea.clock[:, None] - sea.enemies.born
+        sea = _hit(sea, shot, last_born(torch.where(fish.any(-1, keepdim=True), fish, here), age))
+    return sea
+
+
+def _in_its_cell(sea: Sea, shot: Tensor) -> Tensor:
+    """The enemies [N, 32] that are where one shot is, of [N, 2]."""
+    x, y = ((shot * field).sum(-1) for field in (sea.shots.x, sea.shots.y))
+    return sea.enemies.at(x, y) & shot.any(-1, keepdim=True)
+
+
+def _hit(sea: Sea, shot: Tensor, enemy: Tensor) -> Sea:
+    """Takes an enemy of [N, 32] away, where there is one, and the shot of [N, 2] that has hit it."""
+    hits = enemy.any(-1, keepdim=True)
+    return sea._replace(
+        enemies=sea.enemies._replace(there=sea.enemies.there & ~enemy),
+        shots=sea.shots._replace(there=sea.shots.there & ~(shot & hits)),
+        reward=sea.reward + hits[:, 0].to(sea.reward.dtype),
+    )
 
 
 def _rescue(sea: Sea) -> Sea:
@@ -184,7 +196,7 @@ def _rescue(sea: Sea) -> Sea:
 
 def _meet(sea: Sea) -> Sea:
     """Moves enemies and bombs, which the submarine must not meet; enemies meet shots, submarines before fish."""
-    enemies, shots, reward = sea.enemies, sea.shots, sea.reward
+    enemies, shots = sea.enemies, sea.shots
     met = enemies.at(sea.x, sea.y)
     moves = enemies.there & (enemies.to_move == 0)
     x = torch.where(moves, enemies.x + way(enemies.right), enemies.x)
@@ -192,26 +204,21 @@ def _meet(sea: Sea) -> Sea:
     bombing = enemies.there & enemies.is_sub & (enemies.to_bomb == 0)
     to_bomb = torch.where(bombing, BOMB_INTERVAL, enemies.to_bomb - 1)
     enemies = enemies._replace(x=x, to_move=to_move, to_bomb=to_bomb)
-    new = [enemies.seen(bombing & way) for way in (enemies.right, ~enemies.right)]
+    new = [enemies.seen(bombing & side) for side in (enemies.right, ~enemies.right)]
     bombs = sea.bombs | torch.stack(new, dim=1)
     enemies = enemies._replace(there=enemies.there & (x >= 0) & (x < SIDE))
     comes = enemies.at(sea.x, sea.y) & moves
-    older = shots.there[:, None, :] & (shots.born[:, None, :] < shots.born[..., None])
+    sea = sea._replace(enemies=enemies, lost=sea.lost | (met | comes).any(-1))
+    num_older = (shots.there[:, None, :] & (shots.born[:, None, :] < shots.born[..., None])).sum(-1)
     for kind in (enemies.is_sub, ~enemies.is_sub):
         for number in range(NUM_SHOTS):
-            shot = shots.there & (older.sum(-1) == number)
-            cell = ((shot * field).sum(-1) for field in (shots.x, shots.y))
-            hit = last_born(enemies.at(*cell) & moves & ~comes & kind & shot.any(-1, keepdim=True), enemies.born)
-            hits = hit.any(-1, keepdim=True)
-            enemies = enemies._replace(there=enemies.there & ~hit)
-            shots = shots._replace(there=shots.there & ~(shot & hits))
-            reward = reward + hits[:, 0].to(reward.dtype)
+            shot = sea.shots.there & (num_older == number)
+            can_be_hit = _in_its_cell(sea, shot) & moves & ~comes & kind
+            sea = _hit(sea, shot, last_born(can_be_hit, enemies.born))
     here = at(sea.y * SIDE + sea.x, NUM_CELLS).view(-1, 1, SIDE, SIDE)
     flown = torch.stack([pad(bombs[:, 0, :, :-1], (1, 0)), pad(bombs[:, 1, :, 1:], (0, 1))], dim=1)
     bombed = ((bombs | flown) & here).flatten(1).any(-1)
-    return sea._replace(
-        enemies=enemies, shots=shots, bombs=flown, reward=reward, lost=sea.lost | (met | comes).any(-1) | bombed
-    )
+    return sea._replace(bombs=flown, lost=sea.lost | bombed)
 
 
 def _breathe(sea: Sea) -> Sea:
