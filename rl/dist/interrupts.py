@@ -1,7 +1,7 @@
 """The second Ctrl-C, which ends even a process that waits for other ranks inside torch.
 
-Python runs signal handlers only between its own instructions, hence not before torch returns. Its wakeup file descriptor
-is written to at once, so a thread that reads from it can end the process.
+Python runs signal handlers only between its own instructions, hence not before torch returns. Its wakeup file
+descriptor is written to at once, so a thread that reads from it can end the process.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """How ranks find each other, and how they end: who this process is, where all meet, and what ends them together.
 
-Ranks that die or hang leave the others waiting inside a collective. So when they meet, all tell each other host, process
-and start time; from then on a rank can say which others have died or are stopped (SIGSTOP), and kill those that nothing
-else would end. A launcher that dies leaves its ranks running; a thread watches it and asks its rank to stop.
+Ranks that die or hang leave the others waiting inside a collective. So when they meet, all tell each other host,
+process and start time; from then on a rank can say which others have died or are stopped (SIGSTOP), and kill those that
+nothing else would end. A launcher that dies leaves its ranks running; a thread watches it and asks its rank to stop.
 """
 
 import contextlib
@@ -42,10 +42,12 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
+    """This process's number among those of its machine."""
     return _number("LOCAL_RANK", 0)
 
 
 def local_world_size() -> int:
+    """How many ranks this machine has."""
     return _number("LOCAL_WORLD_SIZE", 1)
 
 

@@ -120,10 +120,9 @@ def _averaged(values: Tensor, number: int) -> Tensor:
 
 
 # Defined by hand, it is called in 6 µs; one that the decorator `custom_op` makes takes 14.
-_library: Any = library.Library("rl", "DEF")  # type: ignore[no-untyped-call]
-_library.define("averaged(Tensor values, int number) -> Tensor")
-_library.impl("averaged", _averaged, "CPU")
-_library.impl("averaged", lambda values, number: torch.empty_like(values), "Meta")
+library.define("rl::averaged", "(Tensor values, int number) -> Tensor")
+library.impl("rl::averaged", "cpu", _averaged)
+library.register_fake("rl::averaged", lambda values, number: torch.empty_like(values))
 
 
 def may_share(values: Tensor, size: int) -> bool:

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rl import tree
-from rl.models.agent import Agent, Network
+from rl.dist.launch import rank
 from rl.dist.ranks import Ranks, pack, unpack
 from rl.envs.actions import DiscreteActions
 from rl.envs.observations import vector
 from rl.envs.spaces import Spaces
-from rl.dist.launch import rank
-from rl.learners.ppo import PPO, PPOConfig
+from rl.learners.ppo import PPOConfig
+from rl.models.agent import Agent, Network
 from rl.rollout import Rollout
 from rl.run.metrics import Averages
 from tests.ranks import in_ranks
