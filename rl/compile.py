@@ -20,9 +20,6 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch._dynamo.eval_frame import _debug_get_cache_entry_list
-from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.exc import CppCompileError
 
 from rl import tree
 from rl.compilers import compiler_missing, cxx
@@ -127,6 +124,8 @@ class _Compiled:
     def __call__(self, *args: Any) -> Any:
         if self.found is not None:
             return self.found(*args)
+        from torch._dynamo.eval_frame import _debug_get_cache_entry_list  # the compiler takes 1.5 s to import
+
         # A gradient step calls autograd; records for torch's profiler take 1 µs a call.
         with torch._dynamo.config.patch(trace_autograd_ops=True, record_runtime_overhead=False):
             result = self.first(*args)
@@ -174,12 +173,17 @@ class _Specialized:
 
 def _is_of_compiler(error: Exception) -> bool:
     """Whether something could not be compiled, so that nothing of it has run."""
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import CppCompileError
+
     traced = hasattr(error, "real_stack")  # torch's note of where it was in the function that it traced
     return traced or isinstance(error, TorchDynamoException | CppCompileError)
 
 
 def _reason(error: Exception) -> str:
     """Why something could not be compiled, in one line."""
+    from torch._inductor.exc import CppCompileError
+
     cause = getattr(error, "inner_exception", error)
     if isinstance(cause, CppCompileError):  # which quotes the command before what the compiler said
         return one_line(next((line for line in cause.output.splitlines() if "error" in line), cause.output))

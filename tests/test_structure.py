@@ -102,6 +102,13 @@ def test_no_imports_go_in_a_circle() -> None:
         pytest.fail(f"circle: {' <- '.join(error.args[1])}")
 
 
+def test_no_module_imports_the_compiler_before_it_compiles() -> None:
+    """It takes as long to import as all of torch, and who asks for help would wait for it."""
+    first = {m: [n for n in parsed(m).body if isinstance(n, ast.Import | ast.ImportFrom)] for m in MODULES}
+    names = {m: [ast.unparse(node).split()[1] for node in nodes] for m, nodes in first.items()}
+    assert [m for m in MODULES if any(n.startswith(("torch._dynamo", "torch._inductor")) for n in names[m])] == []
+
+
 def test_the_package_does_not_know_lightning() -> None:
     assert [m for m in PACKAGE if any(name.split(".")[0].startswith("lightning") for name in imports(m))] == []
 
