@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.adam import Adam, adam
+from torch.optim import Adam
 
 from rl import tree
 from rl.compile import Execution
@@ -76,25 +76,17 @@ class Trained(NamedTuple):
 
 
 def adam_step(now: Trained, gradient: Tensor, group: Mapping[str, Any]) -> None:
-    """What `Adam.step` does to a parameter group, behind hooks that no compiler sees through."""
+    """Adam's step in place, as `Adam.step` takes it, behind whose hooks no compiler sees."""
     exact = now.vector.float()  # a copy only where it is bf16
-    adam(
-        [exact],
-        [gradient.float()],
-        [now.exp_avg],
-        [now.exp_avg_sq],
-        [],
-        [now.step],
-        foreach=False,
-        capturable=group["capturable"],
-        amsgrad=False,
-        beta1=BETAS[0],
-        beta2=BETAS[1],
-        lr=group["lr"],
-        weight_decay=0.0,
-        eps=group["eps"],
-        maximize=False,
-    )
+    gradient = gradient.float()
+    beta1, beta2 = BETAS
+    now.step.add_(1)
+    # Powers of the betas as exponentials, which Inductor computes once on the CPU; `pow` for every few weights anew.
+    step_size = group["lr"] / (1 - torch.exp(now.step * math.log(beta1)))
+    scale = torch.rsqrt(1 - torch.exp(now.step * math.log(beta2)))
+    now.exp_avg.lerp_(gradient, 1 - beta1)
+    now.exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    exact.sub_(step_size * now.exp_avg / (now.exp_avg_sq.sqrt() * scale + group["eps"]))
     if now.vector.dtype != exact.dtype:
         now.vector.copy_(exact)
 
