@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rl import tree
-from rl.compilers import compiler_missing, cxx
+from rl.compilers import compiler_missing, cxx, keep_headers_private
 from rl.errors import one_line
 from rl.reporting import note
 
@@ -82,6 +82,7 @@ class Execution:
 
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """The function compiled by Inductor; every call must have arguments of the first call's signature."""
+    keep_headers_private()
 
     def unique(*args: Any) -> Any:
         return function(*args)

@@ -83,6 +83,15 @@ def keep_caches_private() -> None:
         os.environ[variable] = str(_private_folder() / f"{CACHES[variable]}-{_cpu()}")
 
 
+@functools.cache
+def keep_headers_private() -> None:
+    """Does the same with the headers that Inductor compiles in advance, which stay in /tmp wherever its cache is."""
+    from torch._inductor import codecache
+
+    codecache._HEADER_DIR = str(_private_folder() / f"headers-{_cpu()}")
+    codecache._HEADER_LOCK_DIR = str(Path(codecache._HEADER_DIR, "locks"))
+
+
 def _cpu() -> str:
     """Identifies the CPU, which Inductor's cache keys do not, although machines may share a home folder.
 

@@ -132,6 +132,9 @@ def test_loops_come_from_the_cache_if_their_bodies_and_what_they_close_over_are_
         assert looped(torch.sub, 1.0) == (-8, 0)
         assert looped(torch.add, 2.0) == (22, 0)
         assert looped(torch.add, 1.0) == (12, torch.__version__ >= "2.13")
+    headers = Path(torch._inductor.codecache._HEADER_DIR)  # compiled in advance, and read unchecked
+    assert headers.is_dir()
+    assert headers.parent.stat().st_mode & 0o077 == 0
 
 
 def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(

@@ -1,6 +1,7 @@
 """What launchers print when ranks of this package end."""
 
 import logging
+import os
 import re
 import sys
 from importlib.metadata import EntryPoint
@@ -60,8 +61,10 @@ def test_launchers_of_other_programs_are_left_alone(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(sys, "argv", ["fabric", *words])
         monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
         monkeypatch.setattr(logging.Logger, "addFilter", lambda *_: None)
+        monkeypatch.setattr(os, "environ", {})
         rl_launcher.plug_in()
         assert (sys.excepthook is not sys.__excepthook__) == ours
+        assert ("GLIBC_TUNABLES" in os.environ) == ours
     assert rl_launcher.launches_ours(["--nproc_per_node=2", "-m", "train_torch", "--seed", "1"])
     assert not rl_launcher.launches_ours(["-m", "no_such_module", "nowhere.py"])
     (tmp_path / "other.py").write_text("print('from rl.cli import command_line')  # from rl.cli import")
