@@ -76,7 +76,7 @@ class Trained(NamedTuple):
 
 
 def adam_step(now: Trained, gradient: Tensor, group: Mapping[str, Any]) -> None:
-    """Adam's step in place, as `Adam.step` takes it, behind whose hooks no compiler sees."""
+    """Adam's step in place: what `Adam.step` does, through whose hooks no compiler sees."""
     exact = now.vector.float()  # a copy only where it is bf16
     gradient = gradient.float()
     beta1, beta2 = BETAS
