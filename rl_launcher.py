@@ -32,7 +32,7 @@ NOISE = {  # how messages begin that say nothing new, by logger
     f"{ELASTIC}.multiprocessing.api": ("Sending process %s closing signal", "Closing process %s via", "failed (exit"),
     f"{ELASTIC}.multiprocessing.errors.error_handler": ("no error file defined for parent",),
 }
-TUNABLES = "glibc.malloc.tcache_count=2000"  # keeps freed blocks; small compiled runs gain 10 to 25% (docs/log.md)
+TUNABLES = "glibc.malloc.tcache_count=2000"  # keeps freed blocks, for compiled runs of few environments (docs/log.md)
 Hook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
 
 

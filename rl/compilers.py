@@ -85,7 +85,7 @@ def keep_caches_private() -> None:
 
 @functools.cache
 def keep_headers_private() -> None:
-    """Does the same with the headers that Inductor compiles in advance, which stay in /tmp wherever its cache is."""
+    """Moves the headers that Inductor compiles in advance, which it keeps in /tmp wherever its cache is."""
     from torch._inductor import codecache
 
     codecache._HEADER_DIR = str(_private_folder() / f"headers-{_cpu()}")

@@ -4,12 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# On the CPU:
+# Of layers that are compiled for the CPU:
 FEW_ROWS = 16  # below which the call of a matrix product takes longer than the product
 FEW_WEIGHTS = 2**16  # likewise; with sums in a larger layer a policy of images took 7 times as long (docs/log.md)
 FEW_OUTPUTS = 4  # of any number of rows, where sums save a gradient step two products and a copy
 FEW_INPUTS = 64  # below which it matters in which order the gradient of the weights is computed
-MANY_ROWS = 256  # from which that saves more than it costs also where layers are not compiled
 
 
 class Linear(nn.Linear):
@@ -17,15 +16,14 @@ class Linear(nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         """Outputs [..., O] of features [..., F]."""
-        if features.device.type != "cpu" or torch.compiler.is_exporting():
+        is_compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+        if features.device.type != "cpu" or not is_compiling:
             return super().forward(features)
-        is_compiling = torch.compiler.is_dynamo_compiling()
-        if is_compiling and self._is_small(features):
+        if self._is_small(features):
             return (features.unsqueeze(-2) * self.weight).sum(-1) + self.bias
-        has_many_rows = is_compiling or features.numel() >= MANY_ROWS * self.in_features
-        if has_many_rows and torch.is_grad_enabled() and self.in_features < FEW_INPUTS:
+        if torch.is_grad_enabled() and self.in_features < FEW_INPUTS:
             # As the weights lie in memory, so does autograd compute their gradient: as [O, B] @ [B, F], or as [F, B]
-            # @ [B, O], for which MKL needs a tenth of the time on AMD's processors where there are few inputs.
+            # @ [B, O], for which MKL can need as little as a tenth of the time on AMD's processors.
             return functional.linear(features, transposed_in_memory(self.weight), self.bias)
         return super().forward(features)
 

@@ -4,14 +4,13 @@ import pytest
 import torch
 
 from rl.compile import Execution
-from rl.models.linear import FEW_INPUTS, FEW_OUTPUTS, MANY_ROWS, Linear
+from rl.models.linear import FEW_INPUTS, FEW_OUTPUTS, Linear
 
 
 @pytest.mark.parametrize(
     ("mode", "num_inputs", "num_outputs"),
     [
         ("eager", FEW_INPUTS, FEW_OUTPUTS),
-        ("eager", FEW_INPUTS - 1, FEW_OUTPUTS),
         ("compile", FEW_INPUTS, FEW_OUTPUTS),
         ("compile", FEW_INPUTS - 1, FEW_OUTPUTS + 1),
     ],
@@ -19,7 +18,7 @@ from rl.models.linear import FEW_INPUTS, FEW_OUTPUTS, MANY_ROWS, Linear
 def test_outputs_and_gradients_are_those_of_the_formula(mode: str, num_inputs: int, num_outputs: int) -> None:
     torch.manual_seed(1)
     layer = Linear(num_inputs, num_outputs).double()
-    features, factors = (torch.randn(2, MANY_ROWS, size).double() for size in (num_inputs, num_outputs))
+    features, factors = (torch.randn(2, 20, size).double() for size in (num_inputs, num_outputs))
 
     def loss(weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         outputs = torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (features,))
