@@ -29,13 +29,18 @@ from rl.reporting import note
 Mode = Literal["eager", "compile", "cudagraphs"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# On two cores compiling takes about 30 s and then saves 0.7 ms a gradient step and 1 µs a row of it (docs/log.md).
-SAVED_SECONDS_PER_STEP, SAVED_SECONDS_PER_ROW, COMPILE_SECONDS = 0.7e-3, 1e-6, 30.0
+# What compiling takes and saves on a core, from the seconds of whole runs (docs/log.md, "when compiling pays").
+COMPILE_SECONDS, SAVED_PER_TIME_STEP, SAVED_PER_GRADIENT_STEP, SAVED_PER_ROW = 30.0, 0.3e-3, 1e-3, 1e-6
 
 
-def compiling_pays(num_gradient_steps: int, num_rows: int) -> bool:
-    """Whether a run on the CPU gains more time than compiling takes; `num_rows` are those of all its gradient steps."""
-    return SAVED_SECONDS_PER_STEP * num_gradient_steps + SAVED_SECONDS_PER_ROW * num_rows > COMPILE_SECONDS
+def compiling_pays(num_time_steps: int, num_gradient_steps: int, num_rows: int) -> bool:
+    """Whether a run on the CPU gains more time than compiling takes.
+
+    A rank steps its environments `num_time_steps` times; `num_rows` are those of all its gradient steps.
+    """
+    saved = SAVED_PER_TIME_STEP * num_time_steps
+    saved += SAVED_PER_GRADIENT_STEP * num_gradient_steps + SAVED_PER_ROW * num_rows
+    return saved > COMPILE_SECONDS
 
 
 class Execution:

@@ -97,10 +97,14 @@ def _cpu() -> str:
 
     Code compiled for AVX-512 ends the process with a segmentation fault on a CPU without it.
     """
+    return f"{torch.backends.cpu.get_cpu_capability().lower()}-{zlib.crc32(cpu_flags().encode()):08x}"
+
+
+def cpu_flags() -> str:
+    """The line of /proc/cpuinfo that names the CPU's instruction sets; where there is no such file, the CPU's name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
-    return f"{torch.backends.cpu.get_cpu_capability().lower()}-{zlib.crc32(flags.encode()):08x}"
+    return next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
 
 
 def _private_folder() -> Path:

@@ -147,8 +147,8 @@ class Config(Generic[LearnerType]):
         if self.execution != "auto" or device.type == "cuda":
             return False
         num_gradient_steps, num_rows = self.learner.work(self.rows_per_rank())
-        num_steps = self.num_updates() * num_rows * self.steps_per_row()
-        return not compiling_pays(self.num_updates() * num_gradient_steps, num_steps)
+        of_update = (self.learner.num_steps, num_gradient_steps, num_rows * self.steps_per_row())
+        return not compiling_pays(*(number * self.num_updates() for number in of_update))
 
     def make_execution(self, device: torch.device) -> Execution:
         """How tensor code runs on a device: a player on the CPU compiles where its trainers capture CUDA graphs."""

@@ -1,4 +1,4 @@
-"""What a machine must have for a run: memory and GPUs."""
+"""What a machine must have for a run: memory, GPUs, and instructions for a precision."""
 
 import math
 import os
@@ -7,11 +7,16 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from rl.compilers import cpu_flags
 from rl.dist.launch import local_world_size
 from rl.envs.spaces import Spaces
 from rl.errors import UserError, counted
 from rl.learners.learner import LearnerConfig
 from rl.models.agent import Agent, Network
+from rl.reporting import note
+
+# Instruction sets of x86 and ARM with products of 16-bit numbers, by their names in /proc/cpuinfo.
+INSTRUCTIONS = {"bf16": {"amx_bf16", "avx512_bf16", "bf16"}, "16": {"amx_fp16", "avx512_fp16", "asimdhp"}}
 
 
 def check_memory(network: Network, learner: LearnerConfig, spaces: Spaces, *, num_envs: int) -> None:
@@ -43,3 +48,11 @@ def require_gpus(number: int, user: str) -> None:
     if (found := torch.cuda.device_count()) < number:
         users = f"{counted(number, user)} on this machine {'needs a GPU' if number == 1 else 'need a GPU each'}"
         raise UserError(f"--cuda: {users}, and torch finds {found} here")
+
+
+def note_slow_precision(precision: str) -> None:
+    """Says so if this CPU has no instructions for a precision (by Lightning's names), which torch then emulates."""
+    _, listed, flags = cpu_flags().partition(":")
+    needed = INSTRUCTIONS.get(precision.partition("-")[0])
+    if listed and needed and not needed & set(flags.split()):
+        note(f"--precision {precision}: this CPU has no instructions for it; 32-true will be several times as fast")

@@ -17,6 +17,7 @@ from rl.envs.make import make_envs
 from rl.envs.types import Envs
 from rl.errors import UserError
 from rl.learners.learner import AnyLearner
+from rl.limits import note_slow_precision
 from rl.models.agent import Agent, Weights
 from rl.models.float8 import to_float8
 from rl.models.memory import MOST_COMPILED
@@ -103,6 +104,8 @@ class Session:
         """
         if self.device.type == ("cuda" if self.config.cuda else "cpu"):  # not for a player apart from its trainers
             self.config = replace(self.config, precision=cast(Any, precision))
+        if self.device.type == "cpu":
+            note_slow_precision(precision)
         config, self.ranks, self.dtype = self.config, ranks, AUTOCAST.get(precision)
         # Not `fabric.autocast`: in bf16-true it makes all new tensors bf16, also discounts and counts.
         self.autocast = partial(torch.autocast, self.device.type, self.dtype, enabled=self.dtype is not None)

@@ -191,6 +191,8 @@ def test_eager_functions_are_themselves() -> None:
 def test_by_default_only_long_runs_are_compiled_on_the_cpu() -> None:
     assert Config(total_timesteps=100_000).make_execution(CPU).mode == "eager"
     assert Config(total_timesteps=100_000_000).make_execution(CPU).mode == "compile"
+    one = Config(env=EnvConfig(num_envs=1), learner=PPOConfig(update_epochs=1, num_minibatches=1))
+    assert one.make_execution(CPU).mode == "compile"  # a million time steps, although few gradient steps
 
 
 def test_after_its_first_call_a_compiled_function_is_called_without_dynamo() -> None:
