@@ -26,7 +26,7 @@ import torch
 import tyro
 from matplotlib.ticker import LogLocator
 from programs import ROOT, run_program, run_watched
-from speed_cases import ENV_IDS, SOLVED_AT, SUITES, Case, Problem, Way, small
+from speed_cases import ENV_IDS, SOLVED_AT, SUITES, Case, EnvName, Problem, Way, small
 
 SB3 = f"{sys.executable} {ROOT}/benchmarks/peers/sb3_ppo.py"
 
@@ -68,18 +68,25 @@ def matrix_product_flops(way: Way) -> float:
     return 2 * size**3 * repeats / min(seconds)
 
 
-def ours(problem: Problem, way: Way) -> dict[str, Any]:
-    """One training run of this project."""
-    flags = [
-        *("--env-id", ENV_IDS[problem.env], "--vectorization", way.vectorization, "--execution", way.execution),
+def settings(problem: Problem, way: Way) -> list[str]:
+    """The flags of a problem, as its peers have them too."""
+    return [
+        *("--total-timesteps", str(problem.total_timesteps)),
         *("--num-envs", str(problem.num_envs // way.ranks), "--num-steps", str(problem.num_steps)),
         *("--update-epochs", str(problem.epochs), "--hidden-sizes", *2 * [str(problem.hidden)]),
         *("--per-rank-batch-size", str(problem.num_envs // way.ranks * problem.num_steps // problem.minibatches)),
-        *("--total-timesteps", str(problem.total_timesteps), "--eval-episodes", "16"),
         *("--learning-rate", "1e-3", "--gamma", "0.99", "--ent-coef", "0.01"),
         *("--config", "none", "--shared-encoder" if way.shared else "--no-shared-encoder"),
-        *(("--cuda",) if way.cuda else ()),
         *(("--encoder", "mlp") if problem.env == "breakout" else ()),
+    ]
+
+
+def ours(problem: Problem, way: Way, *, with_recipe: bool = False) -> dict[str, Any]:
+    """One training run of this project, with the settings of the problem or with the environment's recipe."""
+    flags = [
+        *("--env-id", ENV_IDS[problem.env], "--vectorization", way.vectorization, "--execution", way.execution),
+        *("--eval-episodes", "16", *(("--cuda",) if way.cuda else ())),
+        *(() if with_recipe else settings(problem, way)),
     ]
     scalars, _ = run_program(
         "train_fabric.py",
@@ -168,13 +175,16 @@ def row(case: Case, results: dict[str, list[dict[str, Any]]], peak_flops: float)
 def solved(rounds: int, is_small: bool) -> None:
     """Prints the table of steps and seconds until the problem is solved."""
     print("\n| problem | program | steps until solved | seconds of training until solved |\n|---|---|---|---|")
-    for env, num_envs in (("custom", 64), ("cartpole", 8)):
-        problem = Problem(env, num_envs, total_timesteps=30_000 if is_small else 1_000_000)  # type: ignore[arg-type]
-        command = f"{SB3} --solved-at={SOLVED_AT[env]}"
-        own = [ours(problem, Way()) for _ in range(rounds)]
-        theirs = [peer("", command, problem) for _ in range(rounds)]
-        for name, runs in (("ours", own), ("stable-baselines3", theirs)):
-            reached = [run for run in runs if "solved_steps" in run]
+    problems: tuple[tuple[EnvName, int], ...] = (("custom", 64), ("cartpole", 8))
+    for env, num_envs in problems:
+        problem = Problem(env, num_envs, total_timesteps=30_000 if is_small else 1_000_000)
+        runs: dict[str, list[dict[str, Any]]] = {}
+        for _ in range(rounds):
+            runs.setdefault("ours, its recipe", []).append(ours(problem, Way(), with_recipe=True))
+            runs.setdefault("ours", []).append(ours(problem, Way()))
+            runs.setdefault("stable-baselines3", []).append(peer("", f"{SB3} --solved-at={SOLVED_AT[env]}", problem))
+        for name, results in runs.items():
+            reached = [result for result in results if "solved_steps" in result]
             cells = [
                 f"{statistics.median(run[key] for run in reached):,.1f}" if reached else "never"
                 for key in ("solved_steps", "solved_seconds")

@@ -159,8 +159,8 @@ class _Specialized:
         signature = (torch.is_grad_enabled(), *autocast, *_signature(args))
         if signature in self.fast:
             return self.fast[signature](*args)
-        self.fast[signature] = self.make()
         began_at = time.perf_counter()
+        self.fast[signature] = self.make()  # imports the compiler
         try:
             result = self.fast[signature](*args)
             failure = None
