@@ -79,8 +79,9 @@ def keep_caches_private() -> None:
     Raises:
         UserError: That folder belongs to another user, or others can access it.
     """
+    folder = _private_folder()  # which what else is compiled needs too, wherever these two are
     for variable in CACHES.keys() - os.environ.keys():
-        os.environ[variable] = str(_private_folder() / f"{CACHES[variable]}-{_cpu()}")
+        os.environ[variable] = str(folder / f"{CACHES[variable]}-{_cpu()}")
 
 
 @functools.cache

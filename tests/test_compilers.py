@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config  # reads CXX when it is imported, which must not be while a test has set it
 
 from rl.compile import compiled
 from rl.compilers import compiler_missing, keep_caches_private
@@ -73,6 +74,8 @@ def test_what_was_compiled_is_kept_where_nobody_else_can_write(monkeypatch: pyte
         with pytest.raises(UserError, match=r"cache/rl: .* must be yours alone"):
             keep_caches_private()
         monkeypatch.setenv("TRITON_CACHE_DIR", "")
+    with pytest.raises(UserError, match=r"cache/rl: .* must be yours alone"):
+        keep_caches_private()  # also where both caches are elsewhere, since headers would be there
     monkeypatch.delenv("TRITON_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # no home to write to
     keep_caches_private()
