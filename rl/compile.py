@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rl import tree
-from rl.compilers import compiler_missing, cxx, keep_headers_private
+from rl.compilers import compiler_missing, cxx, forget_headers, keep_headers_private
 from rl.errors import one_line
 from rl.reporting import note
 
@@ -160,9 +160,8 @@ class _Specialized:
         if signature in self.fast:
             return self.fast[signature](*args)
         began_at = time.perf_counter()
-        self.fast[signature] = self.make()  # imports the compiler
         try:
-            result = self.fast[signature](*args)
+            result = self._first_call(signature, args)
             failure = None
         except Exception as error:
             if not _is_of_compiler(error):
@@ -175,6 +174,32 @@ class _Specialized:
         if self.execution is not None:
             self.execution.compile_seconds += time.perf_counter() - began_at
         return result
+
+    def _first_call(self, signature: Any, args: Any) -> Any:
+        """Compiles and calls the function; once more if the C++ compiler fails.
+
+        Ctrl-C and launchers send their signals to compilers too, and a run that goes on to its next checkpoint must not
+        take other code than it would have. Or a crash has cut short what had been compiled in advance.
+        """
+        self.fast[signature] = self.make()  # imports the compiler
+        try:
+            return self.fast[signature](*args)
+        except Exception as error:
+            exit_code = _exit_code_of_cxx(error)
+            if exit_code is None:
+                raise
+        if exit_code >= 0:
+            forget_headers()
+        self.fast[signature] = self.make()
+        return self.fast[signature](*args)
+
+
+def _exit_code_of_cxx(error: Exception) -> int | None:
+    """The exit code of the C++ compiler if that is what has failed, below 0 for a signal; else None."""
+    from torch._inductor.exc import CppCompileError
+
+    cause = getattr(error, "inner_exception", error)
+    return getattr(cause.__cause__, "returncode", 1) if isinstance(cause, CppCompileError) else None
 
 
 def _is_of_compiler(error: Exception) -> bool:

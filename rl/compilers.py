@@ -33,7 +33,7 @@ def compiler_missing(device: torch.device) -> str | None:
     else:
         compiler, language = cxx(), "C++"
     if not shutil.which(compiler):
-        return f"a {language} compiler ({compiler})"
+        return f"a {language} compiler ({compiler or 'CXX is empty'})"
     return None if _works(compiler, language) else f"a {language} compiler that works ({compiler} does not)"
 
 
@@ -52,7 +52,8 @@ def _works(compiler: str, language: str) -> bool:
 def _compiles(compiler: str, language: str, source: bytes, library: Path) -> bool:
     command = [compiler, "-x", language.lower(), "-O3", "-shared", "-fPIC", "-o", str(library), "-"]
     try:
-        subprocess.run(command, input=source, capture_output=True, check=True, timeout=60)
+        # In a session of its own: Ctrl-C, which a terminal sends to all, must not make it look as if it did not work.
+        subprocess.run(command, input=source, capture_output=True, check=True, timeout=60, start_new_session=True)
     except (OSError, subprocess.SubprocessError):
         return False
     return library.exists()
@@ -91,6 +92,14 @@ def keep_headers_private() -> None:
 
     codecache._HEADER_DIR = str(_private_folder() / f"headers-{_cpu()}")
     codecache._HEADER_LOCK_DIR = str(Path(codecache._HEADER_DIR, "locks"))
+
+
+def forget_headers() -> None:
+    """Deletes those headers, of which a crash may have left a part, which no later run would replace."""
+    from torch._inductor import codecache
+
+    shutil.rmtree(codecache._HEADER_DIR, ignore_errors=True)
+    codecache._precompile_header.cache_clear()
 
 
 def _cpu() -> str:

@@ -86,7 +86,7 @@ BAD_INPUT = [
     ("--num-minibatches 0", "--num-minibatches 0: must be at least 1"),
     ("--adam-eps 0", "--adam-eps 0.0: must be"),
     ("--per-rank-batch-size 0", "--per-rank-batch-size 0: must be at least 1"),
-    ("--total-timesteps 8191", "--total-timesteps 8191: must be at least 8192: a rollout of 1 rank"),
+    ("--total-timesteps 2047", "--total-timesteps 2047: must be at least 2048: a rollout of 1 rank"),
     ("--learning-rate nan", "--learning-rate nan: must be a finite number above 0"),
     ("--learning-rate 1e400", "--learning-rate inf: must be a finite number above 0"),
     ("--clip-coef 0", "--clip-coef 0.0: must be a finite number above 0"),

@@ -51,9 +51,9 @@ def test_the_package_has_recipes_for_what_many_people_train() -> None:
     assert recipe_for("MountainCar-v0") is None
 
 
-def test_custom_env_keeps_the_flags_that_were_everybodys_defaults() -> None:
-    before = "--num-envs 64 --num-steps 128 --update-epochs 4 --num-minibatches 4 --learning-rate 3e-3 --gamma 0.95"
-    plain = parse([*before.split(), "--shared-encoder", "--total-timesteps", "1000000"], CONFIGS)
+def test_the_flags_of_a_recipe_are_those_of_a_command_line() -> None:
+    same = "--num-envs 64 --num-steps 32 --update-epochs 4 --num-minibatches 4 --learning-rate 5e-3 --gamma 0.9"
+    plain = parse([*same.split(), "--shared-encoder", "--total-timesteps", "500000"], CONFIGS)
     assert values(read("")) == values(replace(plain, log_dir=str(Path("logs").absolute())))
 
 

@@ -74,7 +74,8 @@ class Keeper:
             self.last_seconds = time.perf_counter() - began_at
             self.evaluation_seconds += self.last_seconds
         if evaluation.given_up:
-            say(f"note: the evaluation after {step:,} steps was given up after {self.last_seconds:.0f} s")
+            if self.last_seconds >= 1:  # not in runs of seconds, in which there is no time for it
+                say(f"note: the evaluation after {step:,} steps was given up after {self.last_seconds:.0f} s")
             return False
         self.logger.log_metrics(evaluation.metrics(), step)
         return self._improves(evaluation, step)

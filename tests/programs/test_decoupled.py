@@ -59,7 +59,7 @@ def test_one_player_and_one_trainer_end_with_the_parameters_of_one_coupled_rank(
     ],
 )
 def test_it_learns_custom_env(ranks: int, flags: str, options: tuple[str, ...]) -> None:
-    learning = ["--num-envs", "32", "--total-timesteps", "250000", *flags.split()]
+    learning = ["--num-envs", "32", "--total-timesteps", "150000", *flags.split()]
     output = succeeded(decoupled(*learning, ranks=ranks, options=options))
     assert output.count("greedy policy") == 1
     logged = scalars(run_folder(FOLDER))
@@ -67,9 +67,9 @@ def test_it_learns_custom_env(ranks: int, flags: str, options: tuple[str, ...]) 
     assert logged["Rewards/rew_avg"][-1][1] >= 190
     # Nine numbers travel a row: observation (2), action (twice the bytes), five of the learner's.
     num_copies = (ranks - 1) if "--share-data" in flags else 1
-    rows = -(-4096 // (ranks - 1)) * (ranks - 1)
+    rows = -(-1024 // (ranks - 1)) * (ranks - 1)
     assert {value for _, value in logged["Info/transfer_bytes"]} == {rows * 36 * num_copies}
-    num_updates = 250_000 // 4096
+    num_updates = 150_000 // 1024
     assert len(logged["Loss/policy_loss"]) == num_updates - ("--overlap" in flags)
     assert len(logged["Time/collect_seconds"]) == num_updates
 

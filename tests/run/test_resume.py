@@ -160,15 +160,15 @@ def test_an_environment_that_is_random_by_itself_is_found_out_and_its_resume_not
 def test_a_resumed_run_uses_its_own_flags_and_says_which_others_it_is_given(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = whole_run(monkeypatch, *STEPS.split(), "--gamma", "0.9")
+    folder = whole_run(monkeypatch, *STEPS.split(), "--gamma", "0.8")
     copy = as_it_was(folder, 4)
     train(monkeypatch, "--resume", str(copy), "--learning-rate", "0.5", "--schedule", "constant")
     error = capsys.readouterr().err
-    assert "note: resumed with --learning-rate 0.5 instead of 0.003" in error and "--gamma" not in error
+    assert "note: resumed with --learning-rate 0.5 instead of 0.005" in error and "--gamma" not in error
     resumed = copy.absolute() / "checkpoints/update_0000000004.ckpt"
     assert f"note: resumes {resumed}, after update 4 and 384 steps\n" in error
     assert rate_of(copy) == 0.5
-    assert read_checkpoint(copy / "last.ckpt")["config"]["learner"]["gamma"] == 0.9
+    assert read_checkpoint(copy / "last.ckpt")["config"]["learner"]["gamma"] == 0.8
 
 
 def test_a_complete_run_is_left_as_it_is_and_resumed_for_a_larger_total(
